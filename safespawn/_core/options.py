@@ -1,0 +1,464 @@
+"""
+From the options that a user writes to a `SpawnSpec`: checked once, with errors that name the option.
+
+One function serves `run`, `Popen` and their async twins, so an option means the same everywhere.
+
+Runs in: application, any thread. May read the user database (pwd, grp).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import attrs
+
+from safespawn._core.spec import SpawnSpec
+from safespawn._zygote import wire
+from safespawn.errors import BadArgument, BadArgumentType, UnsupportedOption
+
+SHELL = "/bin/sh"
+PREFILL_BYTES = 65536  # what a pipe holds by default: so much input needs no writer in this process
+_KNOWN_LIMITS = "a mapping of resource.RLIMIT_... to a number or to (soft, hard)"
+
+
+class SpawnOptions(TypedDict, total=False):
+    """
+    The keyword options that `run`, `arun`, `Popen` and `aopen_process` have in common; docs/commands.md tells each.
+    """
+
+    executable: Any
+    stdin: Any
+    stdout: Any
+    stderr: Any
+    shell: bool
+    cwd: Any
+    env: Mapping[Any, Any] | None
+    pass_fds: Iterable[int]
+    start_new_session: bool
+    process_group: int | None
+    user: str | int | None
+    group: str | int | None
+    extra_groups: Iterable[str | int] | None
+    umask: int
+    rlimits: Mapping[int, Any] | None
+    nice: int | None
+    affinity: Iterable[int] | None
+    pdeathsig: int | None
+    no_new_privs: bool
+    ignore_signals: Iterable[int]
+    kill_tree: bool
+    detach: bool
+    preexec_fn: None
+    close_fds: bool
+
+
+_OPTIONS = frozenset(SpawnOptions.__annotations__)
+_STREAM_NAMES = ("stdin", "stdout", "stderr")
+
+
+def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold: bool) -> SpawnSpec:
+    """
+    Check a command and its options.
+
+    Args:
+        args: A sequence of str, bytes or path-like; with ``shell=True`` one string.
+        options: As in `SpawnOptions`.
+        input: Bytes for stdin that are known from the start, or None.
+        hold: Keep the exited child's pid reserved until it is released.
+
+    Raises:
+        BadArgument, BadArgumentType, UnsupportedOption: What is wrong, and what to write.
+    """
+    if not _OPTIONS.issuperset(options):
+        raise _unknown(options)
+    get = options.get
+    if get("preexec_fn") is not None:
+        raise UnsupportedOption("preexec_fn")
+    if get("close_fds", True) is False:
+        raise UnsupportedOption(
+            "close_fds=False", replacements=("pass_fds",), known=("every descriptor is closed but those that you name",)
+        )
+    argv = _argv(args, shell=bool(get("shell", False)))
+    executable = get("executable")
+    env = get("env")
+    cwd = get("cwd")
+    streams = _streams(get("stdin"), get("stdout"), get("stderr"), has_input=input is not None)
+    flags = wire.HOLD if hold else 0
+    if not hold and wire.PIPE not in streams:
+        flags |= wire.QUIET
+    detach = bool(get("detach", False))
+    if detach or get("start_new_session", False):
+        flags |= wire.NEW_SESSION
+    if get("kill_tree", True):
+        flags |= wire.TREE
+    if get("no_new_privs", False):
+        flags |= wire.NO_NEW_PRIVS
+    prefilled = None
+    if input is not None and len(input) <= PREFILL_BYTES:
+        prefilled = bytes(input)
+    return SpawnSpec(
+        argv,
+        None if executable is None else _path("executable", executable),
+        None if env is None else _env(env),
+        None if cwd is None else _path("cwd", cwd),
+        streams,
+        _pass_fds(get("pass_fds", ())),
+        prefilled,
+        flags,
+        _process_group(get("process_group")),
+        _umask(get("umask", -1)),
+        _signals("ignore_signals", get("ignore_signals", ())),
+        _credentials(options),
+        detach,
+    )
+
+
+def _unknown(options: Mapping[str, Any]) -> Exception:
+    """
+    The error for an option that does not exist; with the nearest one that does.
+    """
+    import difflib  # noqa: PLC0415 - only on failure
+
+    name = min(set(options) - _OPTIONS)
+    near = difflib.get_close_matches(name, _OPTIONS, 1)
+    help = f"did you mean {near[0]!r}?" if near else "docs/commands.md lists the options"
+    return BadArgumentType(f"unexpected keyword argument {name!r}", parameter=name, value=options[name], help=help)
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+def _argv(args: Any, *, shell: bool) -> tuple[bytes, ...]:
+    if isinstance(args, (str, bytes, os.PathLike)):
+        if shell:
+            return (SHELL.encode(), b"-c", _bytes("args", args))
+        if isinstance(args, os.PathLike):
+            return (_bytes("args", args),)
+        raise BadArgumentType(
+            "a command is a sequence of arguments, not one string",
+            parameter="args",
+            value=args,
+            help=f"write {_split(args)} - or shell=True, if a shell shall read it",
+        )
+    try:
+        words = list(args)
+    except TypeError:
+        raise BadArgumentType(
+            "a command is a sequence of arguments", parameter="args", value=args, help='write ["program", "argument"]'
+        ) from None
+    if not words:
+        raise BadArgument("the command is empty", parameter="args", value=args, help='write ["program", "argument"]')
+    argv = tuple([_bytes(f"args[{index}]", word) for index, word in enumerate(words)])
+    return (SHELL.encode(), b"-c", *argv) if shell else argv
+
+
+def _split(args: Any) -> str:
+    import shlex  # noqa: PLC0415 - only on failure
+
+    try:
+        return repr(shlex.split(os.fsdecode(args)))
+    except ValueError:
+        return repr([args])
+
+
+def _bytes(parameter: str, value: Any) -> bytes:
+    if type(value) is str:
+        data = os.fsencode(value)
+    else:
+        try:
+            data = os.fsencode(value)
+        except TypeError:
+            raise BadArgumentType(
+                f"expected str, bytes or os.PathLike object, not {type(value).__name__}",
+                parameter=parameter,
+                value=value,
+                help="convert it yourself: str(...) - what a program receives is text",
+            ) from None
+    if 0 in data:
+        raise BadArgument("embedded null byte", parameter=parameter, value=value)
+    return data
+
+
+def _path(parameter: str, value: Any) -> bytes:
+    return _bytes(parameter, value)
+
+
+def _env(env: Any) -> dict[bytes, bytes]:
+    try:
+        items = list(env.items())
+    except AttributeError:
+        raise BadArgumentType(
+            "an environment is a mapping of names to values",
+            parameter="env",
+            value=env,
+            help="write {**os.environ, 'NAME': 'value'}",
+        ) from None
+    checked = {}
+    for name, value in items:
+        key = _bytes("env", name)
+        if b"=" in key or not key:
+            raise BadArgument("illegal environment variable name", parameter="env", value=name)
+        checked[key] = _bytes(f"env[{os.fsdecode(key)!r}]", value)
+    return checked
+
+
+# --- descriptors -------------------------------------------------------------------------------------------------------
+def _streams(stdin: Any, stdout: Any, stderr: Any, *, has_input: bool) -> tuple[int, int, int]:
+    if has_input:
+        if stdin is not None and stdin != subprocess.PIPE:
+            raise BadArgument(
+                "stdin and input arguments may not both be used", parameter="stdin", value=stdin, help="give one of them"
+            )
+        stdin = subprocess.PIPE
+    if stdin is None and stdout is None and stderr is None:
+        return (_inherited(0), _inherited(1), _inherited(2))
+    return (_stream(0, stdin), _stream(1, stdout), _stream(2, stderr))
+
+
+def _stream(number: int, value: Any) -> int:
+    if value is None:
+        return _inherited(number)
+    if value is subprocess.PIPE or value == subprocess.PIPE:
+        return wire.PIPE
+    if value == subprocess.DEVNULL:
+        return wire.NULL
+    if value == subprocess.STDOUT:
+        if number == 2:  # noqa: PLR2004 - stderr
+            return wire.STDOUT
+        raise BadArgument(
+            "STDOUT can only be used for stderr", parameter=_STREAM_NAMES[number], value=value, help="use PIPE or a file"
+        )
+    if isinstance(value, int):
+        fd = int(value)
+    else:
+        try:
+            fd = value.fileno()
+        except AttributeError:
+            raise BadArgumentType(
+                f"{_STREAM_NAMES[number]} cannot be a {type(value).__name__}",
+                parameter=_STREAM_NAMES[number],
+                value=value,
+                help="give PIPE, DEVNULL, STDOUT (stderr only), a descriptor, or a file with fileno()",
+            ) from None
+    if fd < 0:
+        raise BadArgument(f"{fd} is no descriptor", parameter=_STREAM_NAMES[number], value=value, help="is it closed?")
+    return fd
+
+
+def _inherited(number: int) -> int:
+    """
+    The application's own stream, or /dev/null in the place of one that is closed.
+    """
+    try:
+        os.fstat(number)
+    except OSError:
+        return wire.NULL
+    return number
+
+
+def _pass_fds(value: Any) -> tuple[int, ...]:
+    if not value:
+        return ()
+    fds = tuple(sorted({int(fd) for fd in value}))
+    for fd in fds:
+        if fd <= 2:  # noqa: PLR2004 - the standard streams
+            raise BadArgument(
+                f"descriptor {fd} is a standard stream", parameter="pass_fds", value=value, help="use stdin, stdout, stderr"
+            )
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise BadArgument(f"descriptor {fd} is not open", parameter="pass_fds", value=value) from None
+    return fds
+
+
+# --- what the process shall be -----------------------------------------------------------------------------------------
+def _process_group(value: Any) -> int:
+    if value is None or value == -1:
+        return wire.GROUP_AUTO
+    if not isinstance(value, int) or value < 0:
+        raise BadArgument(
+            "a process group is a number from 0 up", parameter="process_group", value=value, help="0 makes a new one"
+        )
+    return value
+
+
+def _umask(value: Any) -> int | None:
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value <= 0o777:
+        raise BadArgument("umask is a number from 0 to 0o777", parameter="umask", value=value)
+    return value
+
+
+def _signals(parameter: str, value: Any) -> tuple[int, ...]:
+    if not value:
+        return ()
+    numbers = tuple(sorted({_signal(parameter, number) for number in value}))
+    for number in numbers:
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            raise BadArgument(f"nobody can ignore {signal.Signals(number).name}", parameter=parameter, value=value)
+    return numbers
+
+
+def _signal(parameter: str, value: Any) -> int:
+    if isinstance(value, int) and 1 <= value < signal.NSIG:
+        return int(value)
+    raise BadArgument("no such signal", parameter=parameter, value=value, help="write signal.SIGTERM, say")
+
+
+def _credentials(options: Mapping[str, Any]) -> tuple[object, ...] | None:
+    """
+    What must be done in a process of its own; None when nothing of it is asked.
+    """
+    get = options.get
+    user, group, groups = get("user"), get("group"), get("extra_groups")
+    rlimits, nice, affinity, death = get("rlimits"), get("nice"), get("affinity"), get("pdeathsig")
+    if all(each is None for each in (user, group, groups, rlimits, nice, affinity, death)):
+        return None
+    if nice is not None and not isinstance(nice, int):
+        raise BadArgumentType("nice is a number to add", parameter="nice", value=nice)
+    return (
+        None if user is None else _id("user", user),
+        None if group is None else _id("group", group),
+        None if groups is None else tuple([_id("group", each, parameter="extra_groups") for each in groups]),
+        () if rlimits is None else _rlimits(rlimits),
+        None if nice is None else int(nice),
+        None if affinity is None else _cpus(affinity),
+        None if death is None else _signal("pdeathsig", death),
+    )
+
+
+def _id(kind: str, value: Any, *, parameter: str = "") -> int:
+    """
+    A user's or group's number. Names are looked up here: the look-up may load libraries and start threads.
+    """
+    parameter = parameter or kind
+    if isinstance(value, str):
+        try:
+            if kind == "user":
+                import pwd  # noqa: PLC0415
+
+                return pwd.getpwnam(value).pw_uid
+            import grp  # noqa: PLC0415
+
+            return grp.getgrnam(value).gr_gid
+        except KeyError:
+            raise BadArgument(f"no {kind} named {value!r}", parameter=parameter, value=value) from None
+    if not isinstance(value, int):
+        raise BadArgumentType(f"a {kind} is a name or a number", parameter=parameter, value=value)
+    if not 0 <= value < 2**32 - 1:
+        raise BadArgument(f"{kind} must be a number from 0 to 4294967294", parameter=parameter, value=value)
+    return value
+
+
+def _rlimits(value: Any) -> tuple[tuple[int, int, int], ...]:
+    import resource  # noqa: PLC0415
+
+    rows = []
+    try:
+        items = list(value.items())
+    except AttributeError:
+        raise BadArgumentType(f"rlimits is {_KNOWN_LIMITS}", parameter="rlimits", value=value) from None
+    for number, limit in items:
+        try:
+            _, hard = resource.getrlimit(number)
+            soft, hard = (limit, hard) if isinstance(limit, int) else limit
+            rows.append((int(number), int(soft), int(hard)))
+        except (TypeError, ValueError):
+            raise BadArgument(f"rlimits is {_KNOWN_LIMITS}", parameter="rlimits", value=value) from None
+    return tuple(rows)
+
+
+def _cpus(value: Any) -> tuple[int, ...]:
+    cpus = tuple(sorted({int(cpu) for cpu in value}))
+    if not cpus or cpus[0] < 0:
+        raise BadArgument("affinity is a set of CPU numbers, at least one", parameter="affinity", value=value)
+    return cpus
+
+
+# --- text --------------------------------------------------------------------------------------------------------------
+@attrs.frozen(slots=True)
+class Text:
+    """
+    How output becomes str and input bytes.
+
+    Attributes:
+        encoding: A codec's name.
+        errors: A codec error handler's name.
+    """
+
+    encoding: str
+    errors: str
+
+    def decode(self, data: bytes | None) -> str | None:
+        """
+        Output as text with line ends made "\\n", as subprocess does.
+        """
+        if data is None:
+            return None
+        return data.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_mode(
+    text: bool | None, encoding: str | None, errors: str | None, universal_newlines: bool | None = None
+) -> Text | None:
+    """
+    Whether streams are text, as subprocess decides it; None for bytes.
+    """
+    if text is not None and universal_newlines is not None and bool(text) != bool(universal_newlines):
+        raise BadArgument("text and universal_newlines differ", parameter="text", value=text, help="give one of them")
+    if not (text or encoding or errors or universal_newlines):
+        return None
+    if encoding is None:
+        import locale  # noqa: PLC0415
+
+        encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
+    return Text(encoding, errors or "strict")
+
+
+def input_bytes(value: Any, text: Text | None) -> Any:
+    """
+    What `input=` gives the child, as a bytes-like object.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if text is None:
+            raise BadArgumentType(
+                "a bytes-like object is required, not 'str'",
+                parameter="input",
+                value=value,
+                help="encode it, or give text=True or an encoding",
+            )
+        return value.encode(text.encoding, text.errors)
+    if text is not None:
+        raise BadArgumentType(
+            f"input must be str in text mode, not {type(value).__name__}", parameter="input", value=value
+        )
+    try:
+        return memoryview(value).cast("B")
+    except TypeError:
+        raise BadArgumentType(
+            f"a bytes-like object is required, not {type(value).__name__!r}", parameter="input", value=value
+        ) from None
+
+
+def deadline_after(timeout: Any, now: float) -> float | None:
+    """
+    *timeout* seconds from *now*; None for no limit. Zero and less have passed already.
+    """
+    if timeout is None:
+        return None
+    try:
+        return now + float(timeout)
+    except (TypeError, ValueError):
+        raise BadArgumentType("timeout is a number of seconds", parameter="timeout", value=timeout) from None
+
+
+def spawn_words(words: Sequence[bytes]) -> list[str]:
+    """
+    argv for the audit event.
+    """
+    return [os.fsdecode(word) for word in words]

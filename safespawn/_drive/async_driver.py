@@ -1,0 +1,95 @@
+"""
+The async driver: runs a flow to its end in a task of asyncio, uvloop or trio, without a thread.
+
+What the flow waits for goes into an epoll set of its own, and the task waits for that one descriptor. So any number
+of tasks may wait for the same descriptor, and one kind of waiting serves every event loop.
+
+Runs in: application, a task.
+Source: epoll(7), "an epoll file descriptor is itself readable when events are waiting".
+"""
+
+import math
+import select
+import time
+from typing import TypeVar
+
+import anyio
+
+from safespawn._core.flow import Flow, Ready, Want
+
+T = TypeVar("T")
+
+
+async def adrive(flow: Flow[T]) -> T:
+    """
+    Run *flow* to its end.
+
+    A cancellation is thrown into the flow, which then ends what it started in a shielded scope and raises again.
+
+    Returns:
+        What the flow returns.
+    """
+    waiter = _Waiter()
+    shield = anyio.CancelScope()
+    try:
+        with shield:
+            want = next(flow)
+            while True:
+                try:
+                    ready = await waiter.wait(want)
+                except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
+                    shield.shield = True
+                    want = flow.throw(error)
+                else:
+                    want = flow.send(ready)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        flow.close()
+        waiter.close()
+    raise AssertionError("nobody cancels the shield")  # noqa: TRY003, EM101
+
+
+class _Waiter:
+    """
+    An epoll set kept equal to what the flow wants; made when it is first needed.
+    """
+
+    __slots__ = ("_epoll", "_registered")
+
+    def __init__(self) -> None:
+        self._epoll: select.epoll | None = None
+        self._registered: dict[int, int] = {}
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+
+    def _equal(self, interest: dict[int, int]) -> select.epoll:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+        epoll, registered = self._epoll, self._registered
+        if interest != registered:
+            for fd in registered.keys() - interest.keys():
+                try:
+                    epoll.unregister(fd)
+                except OSError:
+                    continue  # closed by the flow: the kernel has taken it out
+            for fd, events in interest.items():
+                try:
+                    epoll.register(fd, events)
+                except FileExistsError:
+                    epoll.modify(fd, events)
+            self._registered = dict(interest)
+        return epoll
+
+    async def wait(self, want: Want) -> Ready:
+        interest, deadline = want
+        epoll = self._equal(interest)
+        while True:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            with anyio.move_on_after(max(0.0, left)):
+                await anyio.wait_readable(epoll)
+            ready = epoll.poll(0)
+            if ready or (deadline is not None and time.monotonic() >= deadline):
+                return dict(ready)

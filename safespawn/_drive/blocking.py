@@ -1,0 +1,98 @@
+"""
+The blocking driver: runs a flow to its end in the calling thread, waiting in poll(2).
+
+Runs in: application, any thread. Not in a coroutine: it blocks the loop.
+"""
+
+import math
+import select
+import time
+from typing import TypeVar
+
+from safespawn._core.flow import Flow, Ready, Want
+
+T = TypeVar("T")
+
+
+def drive(flow: Flow[T]) -> T:
+    """
+    Run *flow* to its end.
+
+    An exception that comes while it waits, a KeyboardInterrupt above all, is thrown into the flow, which goes on until
+    it has ended what it started. A second one is thrown in as well; flows answer it by ending at once.
+
+    Returns:
+        What the flow returns.
+    """
+    waiter = _Waiter()
+    try:
+        want = next(flow)
+        while True:
+            try:
+                ready = waiter.wait(want)
+            except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
+                want = flow.throw(error)
+            else:
+                want = flow.send(ready)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        flow.close()
+
+
+def step(flow: Flow[T]) -> T | None:
+    """
+    Run *flow* without waiting at all: what is not ready now counts as its deadline having passed.
+
+    Returns:
+        What the flow returns; None when it still wants something after an empty answer.
+    """
+    waiter = _Waiter()
+    try:
+        want = next(flow)
+        while True:
+            ready = waiter.look(want[0])
+            want = flow.send(ready)
+            if not ready:
+                return None
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        flow.close()
+
+
+class _Waiter:
+    """
+    A poll object kept equal to what the flow wants.
+    """
+
+    __slots__ = ("_poll", "_registered")
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._registered: dict[int, int] = {}
+
+    def _equal(self, interest: dict[int, int]) -> None:
+        registered = self._registered
+        if interest != registered:
+            for fd in registered.keys() - interest.keys():
+                self._poll.unregister(fd)
+            for fd, events in interest.items():
+                if registered.get(fd) != events:
+                    self._poll.register(fd, events)
+            self._registered = dict(interest)
+
+    def look(self, interest: dict[int, int]) -> Ready:
+        self._equal(interest)
+        return dict(self._poll.poll(0))
+
+    def wait(self, want: Want) -> Ready:
+        interest, deadline = want
+        self._equal(interest)
+        if deadline is None:
+            return dict(self._poll.poll())
+        while True:
+            left = deadline - time.monotonic()
+            ready = self._poll.poll(max(0, math.ceil(left * 1000)))
+            if ready or left <= 0:
+                return dict(ready)

@@ -1,0 +1,276 @@
+"""
+The application's supply of zygotes: one of the present world at a time, the earlier ones until their children are over.
+
+Any number of threads and event loops use one engine at once. Whoever needs a zygote and finds none starts one; all
+others wait for that start, on an eventfd, so no lock is held while anybody waits. Who starts it is decided by a single
+atomic `dict.setdefault`.
+
+Why not simply a lock: the start may be interrupted by a signal handler, or by a finaliser, that itself runs a command.
+It then finds a start under way in its own thread, which cannot go on before it returns. Such a caller starts a zygote
+of its own instead of waiting for ever.
+
+Runs in: application, any thread.
+"""
+
+import os
+import threading
+import weakref
+from typing import Any
+
+from safespawn._core.connection import Connection, give_up_write_ends
+from safespawn._core.flow import READ, Flow
+from safespawn._drive.ambient import Ambient, Observer
+from safespawn._drive.boot import boot_flow
+from safespawn._drive.zygote import Zygote
+from safespawn.errors import ClosedError, ForeignCopy
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_hooked: list[int] = []
+
+
+class Boot:
+    """
+    A start under way: who does it, and the eventfd that says when it is over.
+    """
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def over(self) -> None:
+        """
+        Wake everybody who waits; the event stays set.
+        """
+        os.eventfd_write(self.event_fd, 1)
+
+    def __del__(self) -> None:
+        os.close(self.event_fd)  # only now: while somebody waits for it, somebody refers to it
+
+
+class Engine:
+    """
+    Supplies connections; owns the zygotes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+        self._reset()
+        _engines.add(self)
+        if not _hooked:
+            _hooked.append(os.getpid())
+            os.register_at_fork(after_in_child=_forget_in_copy)
+
+    def _reset(self) -> None:
+        self.pid = os.getpid()
+        self.boots = 0
+        self._observer: Observer | None = None
+        self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
+        self._earlier: list[Zygote] = []
+        self._adopted: set[Any] = set()
+        self._starting: dict[bool, Boot] = {}
+
+    # --- what flows use ------------------------------------------------------------------------------------------------
+    def look(self) -> Ambient:
+        """
+        The application's present state.
+        """
+        observer = self._observer
+        if observer is None:
+            observer = self._observer = Observer()
+        return observer.look()
+
+    def lease_flow(
+        self, *, detached: bool = False, deadline: float | None = None, patient: bool = False
+    ) -> Flow[tuple[Connection, Ambient]]:
+        """
+        A connection to a zygote of the application's present world, and what was seen of that.
+
+        Args:
+            detached: For a child that outlives the application.
+            deadline: Monotonic seconds, or None.
+            patient: An event loop drives this flow: while it waits, the other tasks of its thread go on.
+
+        Raises:
+            BootError: No zygote can be started.
+            ClosedError: The owner has closed this engine.
+            TimeoutError: *deadline* has passed.
+        """
+        while True:
+            zygote, ambient = yield from self.zygote_flow(keeps=detached, deadline=deadline, patient=patient)
+            connection = zygote.lease_nowait()
+            if connection is None:
+                connection = yield from zygote.lease_flow(deadline)
+            if connection is not None:
+                return connection, ambient
+
+    def give_back(self, connection: Connection) -> None:
+        """
+        Return a connection whose child is over.
+        """
+        connection.zygote.give_back(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """
+        Close a connection, which ends what is on it.
+        """
+        if connection.zygote.owner_pid == os.getpid():
+            connection.zygote.discard(connection)
+        else:
+            connection.close()
+
+    def adopt(self, process: Any) -> None:
+        """
+        Keep a process that its owner forgot while it runs: it ends with the application.
+        """
+        self._adopted.add(process)
+
+    def census_flow(self, deadline: float) -> Flow[dict[str, Any]]:
+        """
+        The figures of the zygote for new children; empty when there is none, or no answer by *deadline*.
+        """
+        zygote = self._current.get(False)
+        if zygote is None or not zygote.usable:
+            return {}
+        return (yield from zygote.census_flow(deadline))
+
+    # --- zygotes -------------------------------------------------------------------------------------------------------
+    def zygote_flow(
+        self, *, keeps: bool = False, deadline: float | None = None, patient: bool = False
+    ) -> Flow[tuple[Zygote, Ambient]]:
+        """
+        The zygote for new children, the one there is if it is of this world or a new one; and the look at the world.
+        """
+        while True:
+            if self.pid != os.getpid():  # a fork that skipped Python's hooks
+                self.forget_in_copy()
+            if self.closed:
+                raise ClosedError(self.name)
+            zygote = self._current.get(keeps)
+            ambient = self.look()
+            world = ambient.world
+            if zygote is not None and zygote.usable:
+                if zygote.world == world:
+                    return zygote, ambient
+                zygote.retire()
+            boot = Boot()
+            first = self._starting.setdefault(keeps, boot)
+            if first is boot:
+                try:
+                    return (yield from self._boot_flow(world, keeps=keeps)), ambient
+                finally:
+                    self._starting.pop(keeps, None)
+                    boot.over()
+            if first.thread == boot.thread and not patient:
+                return (yield from self._boot_flow(world, keeps=keeps)), ambient
+            ready = yield {first.event_fd: READ}, deadline
+            if not ready:
+                raise TimeoutError
+
+    def _boot_flow(self, world: tuple[object, ...], *, keeps: bool) -> Flow[Zygote]:
+        zygote = self._current.get(keeps)
+        if zygote is not None and zygote.usable and zygote.world == world:
+            return zygote  # started between our look and our turn
+        zygote = yield from boot_flow(keeps=keeps)
+        zygote.world = world
+        self.boots += 1
+        before = self._current.get(keeps)
+        if before is not None:
+            before.retire()
+            self._earlier.append(before)
+        self._current[keeps] = zygote
+        self.prune()
+        if self.closed:  # while we were at it
+            yield from zygote.close_flow(0.0)
+            raise ClosedError(self.name)
+        return zygote
+
+    def prune(self) -> None:
+        """
+        Collect the forgotten processes that have ended, and forget the earlier zygotes that are gone.
+        """
+        for process in list(self._adopted):
+            if process.looks_ended():
+                self._adopted.discard(process)
+                process.abandon()
+        for zygote in list(self._earlier):
+            zygote.release_if_gone()
+            if zygote.closed:
+                try:
+                    self._earlier.remove(zygote)
+                except ValueError:
+                    continue  # another thread did
+
+    @property
+    def zygotes(self) -> list[Zygote]:
+        """
+        All that are not known to be gone, the present ones first.
+        """
+        return [*self._current.values(), *self._earlier]
+
+    def close_flow(self, deadline: float) -> Flow[bool]:
+        """
+        End every zygote with all that it started, by *deadline* or by force soon after.
+
+        Returns:
+            Whether everything was seen to end.
+        """
+        self.closed = True
+        if self.pid != os.getpid():
+            return True
+        zygotes, self._current, self._earlier = self.zygotes, {}, []
+        for zygote in zygotes:
+            zygote.usable = False
+            zygote.hang_up()
+        gone = True
+        for zygote in zygotes:
+            gone = (yield from zygote.close_flow(deadline)) and gone
+        for process in list(self._adopted):
+            process.abandon()
+        self._adopted.clear()
+        for zygote in zygotes:
+            zygote.release_if_gone()
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.close()
+        return gone
+
+    def forget_in_copy(self) -> None:
+        """
+        In a forked copy: what there is belongs to the original. Close the copies, and begin anew.
+        """
+        for zygote in self.zygotes:
+            zygote.forget_in_copy()
+        if self._observer is not None:
+            self._observer.close()
+        self._reset()
+
+    def check_owner(self, owner_pid: int, what: str) -> None:
+        """
+        Refuse the use of a child in a forked copy of the process that started it.
+        """
+        pid = os.getpid()
+        if pid != owner_pid:
+            raise ForeignCopy(what, owner_pid=owner_pid, pid=pid)
+
+    def statistics(self) -> dict[str, Any]:
+        """
+        Figures of this side.
+        """
+        self.prune()
+        return {
+            "boots": self.boots,
+            "zygotes": [zygote.pid for zygote in self.zygotes if not zygote.closed],
+            "leased": sum(len(zygote.leased) for zygote in self.zygotes),
+            "idle_connections": sum(zygote.idle for zygote in self.zygotes),
+        }
+
+
+def _forget_in_copy() -> None:
+    """
+    After os.fork() in the child.
+    """
+    give_up_write_ends()
+    for engine in list(_engines):
+        engine.forget_in_copy()
+

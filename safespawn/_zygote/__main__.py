@@ -1,0 +1,175 @@
+"""
+The boot of the zygote: a process that was exec'ed clean becomes the warden, and its only fork the zygote.
+
+    application ── posix_spawn ──> warden ── fork ──> zygote ── posix_spawn, fork ──> children
+
+The warden does nothing but wait. When the zygote dies, whatever killed it and however far it had got, the kernel hands
+every process below it to the warden, the nearest subreaper, which kills them all: there is no moment at which the
+death of the zygote can leave a child behind, not even between the start of a child and the first word about it. When
+the application dies while the zygote is stopped or stuck, the warden ends the zygote.
+
+With "keep" as the third argument there is neither warden nor subreaper: the children of such a zygote are those that
+were started with detach=True, and outlive everybody.
+
+Arguments: the number of the control socket's descriptor, the application's pid, "own" or "keep".
+
+Runs in: a process of its own, `python -I -S <this directory> 3 PID own`.
+Never: imports anything but C modules and its siblings; keeps a descriptor that it did not ask for.
+"""
+
+import gc
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+import _socket
+import server
+import system
+import wire
+
+END_SECONDS = 10.0  # how long the zygote may take to end everything once the application is dead
+CONNECTIONS = 2  # made before the first request, so that the first command finds one
+_REAL_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+
+
+def main(arguments: list[str]) -> None:
+    """
+    Become the warden and the zygote, or with "keep" the zygote alone.
+    """
+    control_fd, application_pid, mode = int(arguments[0]), int(arguments[1]), arguments[2]
+    close_strangers(control_fd)
+    os.setpgid(0, 0)
+    os.chdir("/")
+    take_no_signals()
+    application_fd = os.pidfd_open(application_pid)
+    if os.getppid() != application_pid:
+        return  # it died before the line above
+    system.arm_failpoints(os.environ.get("SAFESPAWN_FAILPOINTS", ""))
+    keeps = mode == "keep"
+    warden_pid = 0
+    warden_fd = -1
+    if not keeps:
+        if system.has_prctl():
+            system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        warden_pid = os.getpid()
+        warden_fd = os.pidfd_open(warden_pid)
+        zygote_pid = os.fork()
+        if zygote_pid:
+            os.close(control_fd)
+            os.close(warden_fd)
+            guard(zygote_pid, application_fd)
+            return
+        os.setpgid(0, 0)
+        if system.has_prctl():
+            system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        if os.getppid() != warden_pid:
+            return
+    name_this("safespawn")
+    raise_descriptor_limit()
+    control = _socket.socket(fileno=control_fd)
+    control.setblocking(False)
+    control.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+    zygote = server.Server(control, application_pid, application_fd, warden_fd, keeps=keeps)
+    gc.freeze()
+    gc.disable()  # the loop makes no cycles, and a collection in a forked child would copy the whole heap
+    hello(zygote, warden_pid)
+    system.failpoint("zygote.booted")
+    zygote.serve()
+
+
+def hello(zygote: server.Server, warden_pid: int) -> None:
+    """
+    Say who we are, and hand over the zygote's pidfd and the first connections.
+    """
+    pairs = [zygote.new_connection() for _ in range(CONNECTIONS)]
+    own_fd = os.pidfd_open(os.getpid())
+    facts = {**zygote.statistics(), "prctl": int(system.has_prctl()), "terminal": int(zygote.launcher.has_terminal)}
+    words = (wire.HELLO, wire.PROTOCOL, sys.version, os.getpid(), warden_pid, CONNECTIONS, facts)
+    zygote.answer(words, (own_fd, *(far for _, far in pairs)))
+    os.close(own_fd)
+    for near, far in pairs:
+        os.close(far)
+        zygote.adopt(near)
+
+
+def guard(zygote_pid: int, application_fd: int) -> None:
+    """
+    The warden's whole life: wait for the zygote's death, then leave nobody behind.
+    """
+    name_this("safespawn-wardn")
+    zygote_fd = os.pidfd_open(zygote_pid)
+    ends = select.poll()
+    ends.register(zygote_fd, select.POLLIN)
+    ends.register(application_fd, select.POLLIN)
+    if not any(fd == zygote_fd for fd, _ in ends.poll()):
+        ends.unregister(application_fd)
+        if not ends.poll(END_SECONDS * 1000):
+            os.kill(zygote_pid, signal.SIGKILL)
+    server.kill_all_children(os.getpid(), time.monotonic() + END_SECONDS)
+
+
+def close_strangers(control_fd: int) -> None:
+    """
+    Close every descriptor that this process did not ask for, and let none of its own pass an exec.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != control_fd:
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # the one that listed the others
+    for fd in (0, 1, 2, control_fd):
+        os.set_inheritable(fd, False)
+
+
+def take_no_signals() -> None:
+    """
+    Survive what is sent to everybody (Ctrl-C, hang-up, a container's SIGTERM): our end is the application's.
+
+    Handlers that do nothing, not SIG_IGN: exec gives the children back the default action. What the application
+    ignores is told with each request; at the start nothing is.
+    """
+    for number in signal.valid_signals():
+        if number in (signal.SIGKILL, signal.SIGSTOP) or number in _REAL_CRASHES:
+            continue
+        ends_us = number not in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+        signal.signal(number, do_nothing if ends_us else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def do_nothing(_number: int, _frame: object) -> None:
+    """
+    The handler of every signal that shall not end us.
+    """
+
+
+def raise_descriptor_limit() -> None:
+    """
+    Two descriptors a running child: take all that the hard limit gives; each child gets the application's own limit.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def name_this(name: str) -> None:
+    """
+    The name that ps and top show; source: proc_pid_comm(5).
+    """
+    try:
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:  # a /proc mounted read-only
+        return
+    try:
+        os.write(fd, name.encode())
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    sys.stdout = sys.stderr = None  # type: ignore[assignment] - nothing to flush, nobody to tell
+    os._exit(0)

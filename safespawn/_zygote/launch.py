@@ -1,0 +1,423 @@
+"""
+From a checked request to a running program.
+
+Two ways. The plain one is posix_spawn(3): about as cheap as vfork whatever anybody's size, and its errors come back as
+an errno. What it cannot do (another user, limits, nice, CPU set, death signal, no-new-privileges) is done in a forked
+child of this small process before it execs; that child reports over a CLOEXEC pipe, which is sound here, where no
+other thread can fork and keep the write end.
+
+What belongs to the zygote as a whole (working directory, umask, ignored signals, soft limits) is set for the moment
+of the start: nobody else is there to see it.
+
+Runs in: zygote, and its forked child before exec.
+Never: writes to a terminal, waits for a pipe, leaves a descriptor behind on a failing path.
+"""
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import time
+
+import system
+import wire
+
+LIMITS = tuple(
+    sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
+)
+_MISSING = (errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
+_BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork still holds the file open for writing, about to exec
+
+
+class LaunchError(Exception):
+    """
+    The program did not start: at which stage, with which errno, because of which name.
+    """
+
+    def __init__(self, stage: str, number: int, name: bytes | None = None) -> None:
+        super().__init__(stage, number, name)
+        self.stage, self.errno, self.name = stage, number, name
+
+
+class Ends:
+    """
+    The descriptors of one start: the child's ends, which close whatever happens, and the application's ends.
+    """
+
+    def __init__(self) -> None:
+        self.child: list[int] = []
+        self.given: list[int] = []
+        self.mask = 0  # which streams the application gets an end of
+
+    def pipe(self, *, child_reads: bool, bit: int) -> tuple[int, int]:
+        """
+        A fresh pipe: the child's end, then the application's.
+        """
+        read_fd, write_fd = os.pipe()
+        child, given = (read_fd, write_fd) if child_reads else (write_fd, read_fd)
+        self.child.append(child)
+        self.given.append(given)
+        self.mask |= bit
+        return child, given
+
+    def close_child(self) -> None:
+        for fd in self.child:
+            os.close(fd)
+        self.child.clear()
+
+    def close_given(self) -> None:
+        for fd in self.given:
+            os.close(fd)
+        self.given.clear()
+
+
+class Launcher:
+    """
+    Starts programs for the server; holds what the zygote knows of its own state.
+    """
+
+    def __init__(self) -> None:
+        self.own_pid = os.getpid()
+        facts = system.stat(self.own_pid)
+        self.has_terminal = facts is not None and facts[4] != 0
+        self.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.limits = {number: resource.getrlimit(number) for number in LIMITS}
+        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self.cpus = tuple(sorted(os.sched_getaffinity(0)))
+        self._compared: tuple = (None, (True, None))
+
+    def wire_up(self, request: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
+        """
+        Make the pipes; returns (descriptor here, number in the child), to be duplicated in this order.
+        """
+        try:
+            system.failpoint("zygote.before_pipes")
+            sources = self._streams(request, fds, ends)
+            return list(zip(sources, (0, 1, 2))) + above_targets(request[7], fds, ends)
+        except OSError as error:
+            raise LaunchError("pipe", error.errno or errno.EIO) from None
+
+    def _streams(self, request: tuple, fds: list[int], ends: Ends) -> list[int]:
+        sources: list[int] = []
+        for number, wanted in enumerate(request[6]):
+            if wanted == wire.PIPE:
+                source, given = ends.pipe(child_reads=number == 0, bit=1 << number)
+                if number == 0 and request[8] is not None:
+                    prefill(request[8], given, ends)
+            elif wanted == wire.STDOUT and number == 2:
+                source = sources[1]
+            elif wanted >= 0:
+                source = fds[wanted]
+            else:
+                source = self.null_fd
+            sources.append(source)
+        return sources
+
+    def enter(self, request: tuple, fds: list[int], env_path: bytes | None) -> list[bytes]:
+        """
+        Take on what the child shall inherit, and say which files may be the program, in order.
+        """
+        try:
+            os.fchdir(fds[0])
+        except OSError as error:
+            raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
+        if request[5] is not None:
+            try:
+                os.chdir(request[5])
+            except OSError as error:
+                raise LaunchError("cwd", error.errno or errno.EIO, request[5]) from None
+        os.umask(request[11])
+        name = request[2] if request[2] is not None else request[1][0]
+        if b"/" in name:
+            return [name]
+        if env_path is None:
+            env_path = os.defpath.encode()
+        return [os.path.join(directory, name) for directory in env_path.split(b":")]
+
+    def group(self, request: tuple, ambient: tuple) -> int | None:
+        """
+        The process group the child joins: 0 is its own, None that of whoever starts it (a new session's leader).
+        """
+        if request[10] != wire.GROUP_AUTO:
+            return request[10]
+        if request[9] & wire.NEW_SESSION:
+            return None
+        return ambient[4] if self.has_terminal else 0
+
+    def needs_fork(self, request: tuple, ambient: tuple) -> bool:
+        """
+        Whether something is asked that only the child itself can do.
+        """
+        flags = request[9]
+        return (
+            request[13] is not None
+            or flags & wire.NO_NEW_PRIVS != 0
+            or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
+            or self._compare(ambient)[0]
+        )
+
+    def _compare(self, ambient: tuple) -> tuple[bool, tuple[int, int] | None]:
+        """
+        Whether the application's limits, nice and CPU set are such that only the child can take them on; and its
+        RLIMIT_NOFILE, the one limit that the zygote may lend (its own is raised as far as it goes), where it differs.
+        """
+        if ambient is not self._compared[0]:
+            needs, lent = ambient[2] != self.cpus or ambient[3] != self.nice, None
+            for number, soft, hard in ambient[1]:
+                own_soft, own_hard = self.limits.get(number, (soft, hard))
+                if own_hard != hard or (own_soft != soft and number != resource.RLIMIT_NOFILE):
+                    needs = True
+                elif own_soft != soft:
+                    lent = (soft, hard)
+            self._compared = (ambient, (needs, lent))
+        return self._compared[1]
+
+    def spawn(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends) -> int:
+        """
+        Start the program by posix_spawn; returns its pid.
+        """
+        env = ambient[0] if request[4] is None else request[4]
+        actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in self.wire_up(request, fds, ends)]
+        candidates = self.enter(request, fds, env.get(b"PATH"))
+        group = self.group(request, ambient)
+        options: dict = {} if group is None else {"setpgroup": group}
+        if request[9] & wire.NEW_SESSION:
+            options["setsid"] = True
+        lowered = self._compare(ambient)[1]
+        if lowered is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, lowered)
+        ignored = ignore(request[12])
+        try:
+            system.failpoint("zygote.before_spawn")
+            return try_each(candidates, lambda path: os.posix_spawn(
+                path, request[1], env, file_actions=actions, setsigmask=(), **options,
+            ))  # fmt: skip
+        except OSError as error:
+            raise LaunchError(*blame(error, group)) from None
+        finally:
+            restore(ignored)
+            if lowered is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self.limits[resource.RLIMIT_NOFILE])
+            os.chdir("/")
+
+    def fork(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends) -> tuple[int, int]:
+        """
+        Fork a child that sets itself up and execs; returns its pid and the pipe on which it reports.
+        """
+        env = ambient[0] if request[4] is None else request[4]
+        pairs = self.wire_up(request, fds, ends)
+        try:
+            report_r, report_w = report_pipe(above=max(number for _, number in pairs))
+        except OSError as error:
+            raise LaunchError("pipe", error.errno or errno.EIO) from None
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+        try:
+            system.failpoint("zygote.before_spawn")
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            os.close(report_r)
+            os.close(report_w)
+            raise LaunchError("fork", error.errno or errno.EIO) from None
+        if pid == 0:
+            try:
+                become(self, request, ambient, fds, pairs, env)
+            except LaunchError as error:
+                os.write(report_w, report(error))
+            except OSError as error:
+                os.write(report_w, report(LaunchError("fork", error.errno or errno.EIO)))
+            finally:
+                os._exit(127)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.close(report_w)
+        os.set_blocking(report_r, False)
+        return pid, report_r
+
+
+def become(
+    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list[tuple[int, int]], env: dict
+) -> None:
+    """
+    In the forked child: set everything up, then exec. Comes back only by an exception.
+
+    The order is the kernel's wish: session and group first (they need no right), limits, nice and CPU set while the
+    rights are still there, then groups, gid, uid; the death signal behind them, because a change of uid clears it; the
+    working directory last of all but exec, as the new user, who may not have the right to it.
+    """
+    system.failpoint("child.before_setup")
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < 34:
+            try:
+                signal.signal(number, signal.SIG_IGN if number in request[12] else signal.SIG_DFL)
+            except (OSError, ValueError):
+                continue  # a number that this kernel does not have
+    flags = request[9]
+    user, group, groups, rlimits, nice, cpus, death_signal = request[13] or (None, None, None, (), None, None, None)
+    step("session", lambda: os.setsid() if flags & wire.NEW_SESSION else None)
+    pgid = launcher.group(request, ambient)
+    step("process_group", lambda: os.setpgid(0, pgid) if pgid is not None else None)
+    for number, soft, hard in ambient[1]:
+        if launcher.limits[number] != (soft, hard):
+            step("rlimits", lambda n=number, s=soft, h=hard: resource.setrlimit(n, (s, h)))
+    for number, soft, hard in rlimits:
+        step("rlimits", lambda n=number, s=soft, h=hard: resource.setrlimit(n, (s, h)))
+    wanted = ambient[3] + (nice or 0)
+    if wanted != launcher.nice:
+        step("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, wanted))
+    if (cpus or ambient[2]) != launcher.cpus:
+        step("affinity", lambda: os.sched_setaffinity(0, cpus or ambient[2]))
+    if groups is not None:
+        step("extra_groups", lambda: os.setgroups(groups))
+    if group is not None:
+        step("group", lambda: os.setresgid(group, group, group))
+    if user is not None:
+        step("user", lambda: os.setresuid(user, user, user))
+    if flags & wire.NO_NEW_PRIVS:
+        step("no_new_privs", lambda: system.prctl(system.PR_SET_NO_NEW_PRIVS, 1))
+    if death_signal is not None:
+        step("pdeathsig", lambda: system.prctl(system.PR_SET_PDEATHSIG, death_signal))
+        if os.getppid() != launcher.own_pid:  # the zygote died before the line above
+            os._exit(127)
+    candidates = launcher.enter(request, fds, env.get(b"PATH"))  # before dup2, which may take fds[0]'s number
+    for source, number in pairs:
+        os.dup2(source, number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    system.failpoint("child.before_exec")
+    try:
+        try_each(candidates, lambda path: os.execve(path, request[1], env))
+    except OSError as error:
+        raise LaunchError("exec", error.errno or errno.EIO) from None
+
+
+def step(stage: str, action) -> None:  # noqa: ANN001 - a callable; typing is not imported here
+    """
+    Do *action*; a failure is told with its *stage*.
+    """
+    try:
+        action()
+    except OSError as error:
+        raise LaunchError(stage, error.errno or errno.EIO) from None
+    except ValueError:  # setrlimit: soft above hard, or above what the kernel allows
+        raise LaunchError(stage, errno.EINVAL) from None
+
+
+def try_each(candidates: list[bytes], start) -> int:  # noqa: ANN001
+    """
+    Start the first of *candidates* that can be; otherwise the first error that says more than "not there".
+    """
+    telling: OSError | None = None
+    for path in candidates:
+        try:
+            if len(candidates) > 1:
+                os.stat(path)  # a failing start costs fifty times a stat
+            return start_patiently(path, start)
+        except OSError as error:
+            if telling is None or telling.errno in _MISSING:
+                telling = error
+    raise telling or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def start_patiently(path: bytes, start) -> int:  # noqa: ANN001
+    """
+    Start *path*, and again a little later while it is being written.
+    """
+    for pause in _BUSY_PAUSES:
+        try:
+            return start(path)
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+            time.sleep(pause)
+    return start(path)
+
+
+def report_pipe(above: int) -> tuple[int, int]:
+    """
+    A CLOEXEC pipe whose write end has a number over *above*.
+    """
+    report_r, low_w = os.pipe()
+    try:
+        return report_r, fcntl.fcntl(low_w, fcntl.F_DUPFD_CLOEXEC, above + 1)
+    except BaseException:
+        os.close(report_r)
+        raise
+    finally:
+        os.close(low_w)
+
+
+def blame(error: OSError, group: int | None) -> tuple[str, int]:
+    """
+    Which stage of a posix_spawn an errno speaks of: the kernel does not say, but two of them have one cause only.
+    """
+    number = error.errno or errno.EIO
+    if number == errno.EPERM and group:
+        return "process_group", number
+    if number in (errno.EAGAIN, errno.ENOMEM):
+        return "fork", number
+    return "exec", number
+
+
+def prefill(data: bytes, fd: int, ends: Ends) -> None:
+    """
+    Write *data* into a pipe that nobody reads yet and close it, if it fits: then no writer ever exists elsewhere.
+    """
+    size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    if len(data) > size:
+        try:
+            size = fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, len(data))
+        except OSError:  # over the user's share of pipe pages, or over the limit: the application feeds it
+            return
+    if len(data) > size:
+        return
+    os.set_blocking(fd, False)
+    if data and os.write(fd, data) != len(data):
+        raise OSError(errno.EIO, "a fresh pipe took less than its size")
+    ends.given.remove(fd)
+    ends.mask &= ~1
+    os.close(fd)
+
+
+def above_targets(passed: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
+    """
+    Descriptors to pass, moved above every number they shall get, so that no dup2 overwrites a later one's source.
+    """
+    if not passed:
+        return []
+    highest = max(number for _, number in passed)
+    moved = []
+    for index, number in passed:
+        source = fcntl.fcntl(fds[index], fcntl.F_DUPFD_CLOEXEC, max(highest + 1, 3))
+        ends.child.append(source)
+        moved.append((source, number))
+    return moved
+
+
+def ignore(numbers: tuple) -> list[tuple[int, object]]:
+    """
+    Ignore signals for the moment of a start, since SIG_IGN is what a program inherits; says what was before.
+    """
+    return [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+
+
+def restore(handlers: list) -> None:
+    """
+    Undo `ignore`.
+    """
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
+def report(error: LaunchError) -> bytes:
+    """
+    A launch error as bytes for the report pipe, and back by `read_report`.
+    """
+    return b"%s\0%d\0%s" % (error.stage.encode(), error.errno, error.name or b"")
+
+
+def read_report(data: bytes) -> LaunchError:
+    """
+    What the child wrote with `report`.
+    """
+    stage, number, name = data.split(b"\0", 2)
+    return LaunchError(stage.decode(), int(number), name or None)

@@ -1,0 +1,200 @@
+"""
+The system calls of the zygote that Python's `os` lacks, what /proc says of a process tree, and the failpoints.
+
+`prctl` is reached through `_ctypes`, the C half of ctypes: the Python half costs more to import than the rest of the
+zygote together. A build without it has no subreaper and no death signals; the hello says so.
+
+Runs in: zygote, warden, and a forked child before exec.
+Never: imports anything but C modules; waits.
+"""
+
+import os
+import signal
+import time
+
+try:
+    import _ctypes
+except ImportError:  # a build of Python without libffi
+    _ctypes = None  # type: ignore[assignment]
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+_PRCTL = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl") if _ctypes is not None else 0
+
+
+def has_prctl() -> bool:
+    """
+    Whether this Python can reach prctl(2).
+    """
+    return _ctypes is not None
+
+
+def prctl(option: int, value: int) -> None:
+    """
+    Set a process attribute; source: prctl(2).
+
+    Raises:
+        OSError: The kernel refuses, or this Python cannot reach prctl (ENOSYS).
+    """
+    if _ctypes is None:
+        raise OSError(38, "this Python is built without libffi")
+    if _ctypes.call_function(_PRCTL, (option, value, 0, 0, 0)) != 0:
+        raise OSError(22, f"prctl({option}, {value}) is refused")
+
+
+def signal_quietly(pid: int, number: int) -> bool:
+    """
+    Send *number* to the child or the group (negative) *pid*; gone, or not ours to signal (setuid), is an answer.
+    """
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+# --- the process tree ------------------------------------------------------------------------------------------------
+def children(pid: int) -> list[int]:
+    """
+    The direct children of *pid*, zombies included; of a process that is gone, none.
+
+    Source: proc_pid_children(5), which is exact while the children do not exit; where the kernel lacks it, a walk
+    over every process.
+    """
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    found: list[int] = []
+    for task in tasks:
+        text = _read(f"/proc/{pid}/task/{task}/children")
+        if text is None:
+            if os.path.exists("/proc/self/task") and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+                return _children_by_walk(pid)
+            continue
+        found.extend(map(int, text.split()))
+    return found
+
+
+def _children_by_walk(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            facts = stat(int(name))
+            if facts is not None and facts[1] == parent:
+                found.append(int(name))
+    return found
+
+
+def stat(pid: int) -> tuple[str, int, int, int, int] | None:
+    """
+    State letter, parent, process group, session and controlling terminal (0: none) of *pid*; None when it is gone.
+
+    Source: proc_pid_stat(5).
+    """
+    text = _read(f"/proc/{pid}/stat")
+    if text is None:
+        return None
+    fields = text[text.rindex(b")") + 2 :].split(None, 6)
+    return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:  # ESRCH: it ended between open and read
+        return None
+    finally:
+        os.close(fd)
+
+
+def kill_tree(leader: int) -> int:
+    """
+    SIGKILL *leader*, an unreaped child of this process, and all its descendants; returns how many.
+
+    A stopped parent neither forks nor reaps, so its children stay where they are and their pids stay theirs. So:
+    stop from the top down until nothing new appears, then kill all that was stopped.
+    """
+    stopped: list[int] = []
+    seen = {leader}
+    frontier = [leader]
+    while frontier:
+        pid = frontier.pop()
+        signal_quietly(pid, signal.SIGSTOP)
+        stopped.append(pid)
+        frontier += [child for child in children(pid) if child not in seen]
+        seen.update(frontier)
+        if not frontier:  # a fork may have been under way while its parent was told to stop
+            frontier = [child for parent in stopped for child in children(parent) if child not in seen]
+            seen.update(frontier)
+    for pid in stopped:
+        signal_quietly(pid, signal.SIGKILL)
+    return len(stopped)
+
+
+# --- failpoints ------------------------------------------------------------------------------------------------------
+# SAFESPAWN_FAILPOINTS="zygote.after_spawn=kill,zygote.before_pipes=errno:24" makes the named step fail, so that tests
+# can put a fault exactly there. Actions: kill, stop, exit, sleep:SECONDS, errno:NUMBER. With "#3" behind the action
+# only the third passage fails.
+FAILPOINTS = (
+    "zygote.booted", "zygote.got_spawn", "zygote.before_pipes", "zygote.before_spawn", "zygote.after_spawn",
+    "zygote.before_started", "zygote.after_started", "zygote.before_exited", "zygote.after_exited",
+    "zygote.before_reap", "zygote.after_reap", "child.before_setup", "child.before_exec",
+)  # fmt: skip
+_armed: dict[str, tuple[str, int]] = {}
+_passages: dict[str, int] = {}
+
+
+def arm_failpoints(text: str) -> None:
+    """
+    Read the failpoints from *text*, the value of SAFESPAWN_FAILPOINTS.
+
+    Raises:
+        ValueError: A name that is not in `FAILPOINTS`.
+    """
+    for item in filter(None, text.split(",")):
+        name, _, action = item.partition("=")
+        action, _, passage = action.partition("#")
+        if name in FAILPOINTS:
+            _armed[name] = (action, int(passage or 0))
+        elif not name.startswith("client."):  # those of the application's side
+            raise ValueError(f"no failpoint {name!r}")
+
+
+def failpoint(name: str) -> None:
+    """
+    Fail here, if SAFESPAWN_FAILPOINTS says so.
+    """
+    if _armed and name in _armed:
+        action, passage = _armed[name]
+        _passages[name] = _passages.get(name, 0) + 1
+        if not passage or passage == _passages[name]:
+            fail(action)
+
+
+def fail(action: str) -> None:
+    """
+    Carry out a failpoint's *action*.
+    """
+    verb, _, argument = action.partition(":")
+    if verb == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif verb == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif verb == "exit":
+        os._exit(int(argument or 3))
+    elif verb == "sleep":
+        time.sleep(float(argument))
+    elif verb == "errno":
+        raise OSError(int(argument), os.strerror(int(argument)))
+    else:
+        raise ValueError(f"no failpoint action {action!r}")

@@ -1,0 +1,257 @@
+"""
+The words that the application and the zygote say to each other, and their form on the wire.
+
+One message is one datagram of a private SEQPACKET socketpair: eight bytes of header (magic, protocol, CRC of the body)
+and a marshalled tuple that begins with the message's kind. The tuple holds plain data only: nothing in it can name
+code. A body that is too large for a datagram travels in a sealed memfd, the first descriptor of the message.
+`decode` lets nothing through whose shape is not exactly that of a message in `SHAPES`: whatever bytes arrive, the
+outcome is a well-formed message or a `WireError`.
+
+Runs in: zygote (as the module `wire`) and application (as `safespawn._zygote.wire`).
+Never: imports anything but C modules; waits.
+"""
+
+import fcntl
+import marshal
+import os
+from binascii import crc32
+
+from _struct import Struct
+
+PROTOCOL = 1  # any change of a message's shape or meaning
+INLINE_BYTES = 64 * 1024  # a datagram of this size fits the smallest socket buffer that distributions configure
+MEMFD_BYTES = 64 * 1024 * 1024  # far beyond ARG_MAX (6 MiB at most) plus prefilled input: larger is a mistake
+MAX_FDS = 253  # SCM_MAX_FD, Linux; 254 are refused with EINVAL
+MARSHAL_VERSION = 2  # no back references: shorter to write, and the bytes depend on the values alone
+
+_HEADER = Struct("=3sBI")  # magic, protocol and form, CRC-32 of the body
+_MAGIC = b"ssp"
+_IN_MEMFD = 0x80  # in the protocol byte: the body is in the first descriptor
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+# --- kinds: application to zygote ------------------------------------------------------------------------------------
+CONNECT = 1  # on the control socket: make one more connection
+CENSUS = 2  # on the control socket: how are you?
+SPAWN = 3  # start this command
+KILL = 4  # signal the child, or the whole of its tree
+RELEASE = 5  # the exit has been seen: reap it
+
+# --- kinds: zygote to application ------------------------------------------------------------------------------------
+HELLO = 65  # once, with the first connections
+CONNECTED = 66  # one connection, as a descriptor
+COUNTED = 67  # the answer to CENSUS
+STARTED = 68  # the child runs; its pidfd and the application's pipe ends
+FAILED = 69  # the child never ran: stage and errno
+EXITED = 70  # raw wait status; with the resources used when it has been reaped already
+RELEASED = 71  # reaped; the resources used
+SWEPT = 72  # the rest of an ended child's tree has been killed
+REFUSED = 73  # a well-formed message that this connection must not send now, and why
+
+# --- standard streams of a child -------------------------------------------------------------------------------------
+PIPE = -1  # the zygote makes a pipe and gives the application its end
+NULL = -2  # /dev/null
+STDOUT = -3  # stderr only: where stdout goes
+# a number from 0 up: index of the descriptor in the message
+
+# --- flags of SPAWN --------------------------------------------------------------------------------------------------
+HOLD = 1  # keep the zombie until RELEASE, so that pid and process group stay reserved
+QUIET = 2  # say STARTED only if the child has not exited within a moment
+NEW_SESSION = 4
+TREE = 8  # whoever ends this child ends its whole tree
+NO_NEW_PRIVS = 16
+
+GROUP_AUTO = -1  # own process group, unless the session has a terminal: then the application's
+
+
+class WireError(Exception):
+    """
+    These bytes are not a message of this protocol.
+    """
+
+
+# A shape is a tuple of fields; a field is a type, a tuple of types, or a function that says whether the value is right.
+_BYTES, _INT = {bytes}, {int}
+
+
+def _bytes_tuple(value: object) -> bool:
+    return type(value) is tuple and _BYTES.issuperset(map(type, value))
+
+
+def _int_tuple(value: object) -> bool:
+    return type(value) is tuple and _INT.issuperset(map(type, value))
+
+
+def _int_rows(value: object) -> bool:
+    return type(value) is tuple and (not value or all(map(_int_tuple, value)))
+
+
+def _triples(value: object) -> bool:
+    return type(value) is tuple and all(_int_tuple(row) and len(row) == 3 for row in value)
+
+
+def _env(value: object) -> bool:
+    return value is None or _full_env(value)
+
+
+def _full_env(value: object) -> bool:
+    return type(value) is dict and _BYTES.issuperset(map(type, value)) and _BYTES.issuperset(map(type, value.values()))
+
+
+def _streams(value: object) -> bool:
+    return type(value) is tuple and len(value) == 3 and _int_tuple(value) and min(value) >= STDOUT
+
+
+def _usage(value: object) -> bool:
+    return value is None or (type(value) is tuple and {int, float}.issuperset(map(type, value)))
+
+
+def _facts(value: object) -> bool:
+    return (
+        type(value) is dict
+        and {str}.issuperset(map(type, value))
+        and {int, float, str}.issuperset(map(type, value.values()))
+    )
+
+
+def _ambient(value: object) -> bool:
+    """
+    What a child takes from the application, beside descriptors: environment, limits, CPU set, nice, process group.
+    """
+    return value is None or (
+        type(value) is tuple
+        and len(value) == 5
+        and _full_env(value[0])
+        and _triples(value[1])
+        and _int_tuple(value[2])
+        and _int_tuple(value[3:])
+    )
+
+
+def _credentials(value: object) -> bool:
+    """
+    What needs a process of its own before exec: user, group, groups, limits, nice, CPU set, death signal.
+    """
+    return value is None or (
+        type(value) is tuple
+        and len(value) == 7
+        and {int, type(None)}.issuperset(map(type, (value[0], value[1], value[4], value[6])))
+        and (value[2] is None or _int_tuple(value[2]))
+        and _triples(value[3])
+        and (value[5] is None or _int_tuple(value[5]))
+    )
+
+
+_OPTIONAL_BYTES = (bytes, type(None))
+SHAPES: dict[int, tuple[object, ...]] = {
+    CONNECT: (),
+    CENSUS: (),
+    # argv, executable, ambient (None: as in the last SPAWN here), env (None: the ambient one), cwd, streams,
+    # pass_fds as (index, number), input, flags, process group, umask, ignored signals, credentials
+    SPAWN: (
+        _bytes_tuple, _OPTIONAL_BYTES, _ambient, _env, _OPTIONAL_BYTES, _streams,
+        _int_rows, _OPTIONAL_BYTES, int, int, int, _int_tuple, _credentials,
+    ),
+    KILL: (int, bool),  # signal, whole tree
+    RELEASE: (),
+    HELLO: (int, str, int, int, int, _facts),  # protocol, version of Python, zygote pid, warden pid, connections, facts
+    CONNECTED: (),
+    COUNTED: (_facts,),
+    STARTED: (int, int),  # pid; which descriptors come: bit 0 stdin, 1 stdout, 2 stderr (the pidfd always)
+    FAILED: (str, int, _OPTIONAL_BYTES),  # stage, errno, name
+    EXITED: (int, int, _usage),  # pid, raw wait status, resources
+    RELEASED: (_usage,),
+    SWEPT: (int,),  # processes killed
+    REFUSED: (str,),
+}  # fmt: skip
+
+
+def encode(message: tuple) -> bytes:
+    """
+    One datagram for *message*; past `INLINE_BYTES` the sender moves its body with `to_memfd`.
+    """
+    body = marshal.dumps(message, MARSHAL_VERSION)
+    return _HEADER.pack(_MAGIC, PROTOCOL, crc32(body)) + body
+
+
+def to_memfd(datagram: bytes) -> tuple[bytes, int]:
+    """
+    Move the body of *datagram* into a sealed memfd.
+
+    Returns:
+        The header that announces it, and the descriptor (CLOEXEC), which the caller owns.
+    """
+    fd = os.memfd_create("safespawn-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(datagram)[_HEADER.size :]
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _HEADER.pack(_MAGIC, PROTOCOL | _IN_MEMFD, crc32(memoryview(datagram)[_HEADER.size :])), fd
+
+
+def is_in_memfd(datagram: bytes) -> bool:
+    """
+    Whether the first descriptor of this message is its body.
+    """
+    return len(datagram) == _HEADER.size and bool(datagram[3] & _IN_MEMFD)
+
+
+def from_memfd(header: bytes, fd: int) -> bytes:
+    """
+    The whole datagram whose body is in *fd*, which stays the caller's.
+    """
+    try:
+        size = os.fstat(fd).st_size
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise WireError("the body is not sealed")
+        if size > MEMFD_BYTES:
+            raise WireError(f"the body has {size} bytes; {MEMFD_BYTES} is the limit")
+        body = os.pread(fd, size, 0)
+    except OSError as error:
+        raise WireError(f"the body cannot be read: {error}") from None
+    return _HEADER.pack(_MAGIC, header[3] & ~_IN_MEMFD, _HEADER.unpack(header)[2]) + body
+
+
+def decode(datagram: bytes) -> tuple:
+    """
+    The message in *datagram*, checked field by field.
+
+    Raises:
+        WireError: These bytes are not a message of this protocol.
+    """
+    if len(datagram) < _HEADER.size:
+        raise WireError(f"{len(datagram)} bytes are not even a header")
+    magic, protocol, crc = _HEADER.unpack_from(datagram)
+    if magic != _MAGIC:
+        raise WireError("no safespawn message")
+    if protocol != PROTOCOL:
+        raise WireError(f"protocol {protocol}, this side speaks {PROTOCOL}")
+    body = memoryview(datagram)[_HEADER.size :]
+    if crc32(body) != crc:
+        raise WireError("the body does not match its checksum")
+    try:
+        message = marshal.loads(body)
+    except (EOFError, ValueError, TypeError, MemoryError) as error:
+        raise WireError(f"the body cannot be read: {error}") from None
+    if type(message) is not tuple or not message or type(message[0]) is not int:
+        raise WireError("the body is not a message")
+    shape = SHAPES.get(message[0])
+    if shape is None:
+        raise WireError(f"unknown kind {message[0]}")
+    if len(message) != len(shape) + 1:
+        raise WireError(f"kind {message[0]} has {len(shape)} fields, not {len(message) - 1}")
+    for field, value in zip(shape, message[1:]):
+        if field is int:
+            right = type(value) is int
+        elif type(field) is tuple:
+            right = type(value) in field
+        elif type(field) is type:
+            right = type(value) is field
+        else:
+            right = field(value)  # type: ignore[operator]
+        if not right:
+            raise WireError(f"kind {message[0]}: a field has the wrong form")
+    return message
