@@ -10,17 +10,17 @@ Runs in: application, any thread; the async ones in a task of asyncio, uvloop or
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from safespawn._core.command import CommandOptions, command_flow
 from safespawn._core.options import (
+    SHELL,
     SpawnOptions,
     Text,
     build_spec,
     deadline_after,
     input_bytes,
-    spawn_words,
     text_mode,
 )
 from safespawn._core.spec import SpawnSpec
@@ -30,21 +30,30 @@ from safespawn._drive.engine import Engine
 from safespawn.errors import BadArgument, BadArgumentType, CalledProcessError, OutputLimitExceeded, TimeoutExpired
 
 
-def prepare(
-    args: Any, options: dict[str, Any], *, patient: bool = False
+def prepare(  # noqa: PLR0913 - the options of run, by name
+    args: Any,
+    *,
+    patient: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    on_line: Any = None,
+    input: Any = None,
+    capture_output: bool = False,
+    max_output_bytes: int | None = None,
+    wait_eof: bool = False,
+    **options: Any,
 ) -> tuple[SpawnSpec, CommandOptions, Text | None, bool]:
     """
     Check everything that `run` takes: the spec, the command's options, the text mode, and whether to check the status.
     """
-    started = time.monotonic()
-    take = options.pop
-    text = text_mode(
-        take("text", None), take("encoding", None), take("errors", None), take("universal_newlines", None)
-    )
-    timeout, check, on_line = take("timeout", None), take("check", False), take("on_line", None)
-    deadline = deadline_after(timeout, started)
-    given = input_bytes(take("input", None), text)
-    if take("capture_output", False):
+    decoder = text_mode(text, encoding, errors, universal_newlines)
+    deadline = None if timeout is None else deadline_after(timeout, time.monotonic())
+    given = None if input is None else input_bytes(input, decoder)
+    if capture_output:
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise BadArgument(
                 "stdout and stderr arguments may not be used with capture_output.",
@@ -53,32 +62,32 @@ def prepare(
                 help="give stdout=PIPE, stderr=PIPE for what you want",
             )
         options["stdout"] = options["stderr"] = subprocess.PIPE
-    keep_stdout = options.get("stdout") is not None
+    keep_stdout = "stdout" in options and options["stdout"] is not None
     if on_line is not None:
         keep_stdout = _line_stream(on_line, options, patient=patient)
-    if given is None and options.get("stdin") == subprocess.PIPE:
-        given = b""  # nobody can write to it: the child reads the end at once
-    limit = take("max_output_bytes", None)
-    if limit is not None and (not isinstance(limit, int) or limit < 0):
-        raise BadArgument("max_output_bytes is a number from 0 up", parameter="max_output_bytes", value=limit)
+    if options and options.get("stdin") == subprocess.PIPE:
+        del options["stdin"]
+        given = b"" if given is None else given  # nobody could write to it: the child reads the end at once
+    if max_output_bytes is not None and (not isinstance(max_output_bytes, int) or max_output_bytes < 0):
+        raise BadArgument(
+            "max_output_bytes is a number from 0 up", parameter="max_output_bytes", value=max_output_bytes
+        )
     command = CommandOptions(
         args,
         timeout=timeout,
         deadline=deadline,
         input=given,
-        wait_eof=take("wait_eof", False),
-        max_output_bytes=limit,
+        wait_eof=wait_eof,
+        max_output_bytes=max_output_bytes,
         on_line=on_line,
-        codec=None if text is None else (text.encoding, text.errors),
+        codec=None if decoder is None else (decoder.encoding, decoder.errors),
         keep_stdout=keep_stdout,
         kill_tree=options.get("kill_tree", True),
         patient=patient,
     )
-    if options.get("stdin") == subprocess.PIPE:
-        del options["stdin"]
     spec = build_spec(args, options, input=given, hold=False)
-    audit(spec)
-    return spec, command, text, check
+    audit(args, options)
+    return spec, command, decoder, check
 
 
 def _line_stream(on_line: Any, options: dict[str, Any], *, patient: bool) -> bool:
@@ -102,13 +111,16 @@ def _line_stream(on_line: Any, options: dict[str, Any], *, patient: bool) -> boo
     return True
 
 
-def audit(spec: SpawnSpec) -> None:
+def audit(args: Any, options: Mapping[str, Any]) -> None:
     """
-    Tell the audit hooks of this start, as subprocess does.
+    Tell the audit hooks of this start, as subprocess does: with the command as the user wrote it.
     """
-    words = spawn_words(spec.argv)
-    executable = words[0] if spec.executable is None else spec.executable.decode(errors="surrogateescape")
-    sys.audit("subprocess.Popen", executable, words, spec.cwd, spec.env)
+    get = options.get
+    if get("shell"):
+        args = [SHELL, "-c", args] if isinstance(args, (str, bytes)) else [SHELL, "-c", *args]
+    elif not isinstance(args, (list, tuple)):
+        args = [args]
+    sys.audit("subprocess.Popen", get("executable") or args[0], args, get("cwd"), get("env"))
 
 
 def finish(args: Any, ended: Outcome, command: CommandOptions, text: Text | None, *, check: bool) -> CompletedProcess:
@@ -146,11 +158,11 @@ def decoded(error: TimeoutExpired | OutputLimitExceeded, text: Text | None) -> N
             error.stderr = lenient.decode(error.stderr)
 
 
-def run_on(engine: Engine, args: Any, options: dict[str, Any]) -> CompletedProcess:
+def run_on(engine: Engine, args: Any, options: Mapping[str, Any]) -> CompletedProcess:
     """
     `run` on *engine*.
     """
-    spec, command, text, check = prepare(args, options)
+    spec, command, text, check = prepare(args, **options)
     try:
         ended = drive(command_flow(engine, spec, command))
     except (TimeoutExpired, OutputLimitExceeded) as error:
@@ -159,13 +171,13 @@ def run_on(engine: Engine, args: Any, options: dict[str, Any]) -> CompletedProce
     return finish(args, ended, command, text, check=check)
 
 
-async def arun_on(engine: Engine, args: Any, options: dict[str, Any]) -> CompletedProcess:
+async def arun_on(engine: Engine, args: Any, options: Mapping[str, Any]) -> CompletedProcess:
     """
     `arun` on *engine*.
     """
     from safespawn._drive.async_driver import adrive  # noqa: PLC0415 - anyio is loaded by those who use it
 
-    spec, command, text, check = prepare(args, options, patient=True)
+    spec, command, text, check = prepare(args, patient=True, **options)
     try:
         ended = await adrive(command_flow(engine, spec, command))
     except (TimeoutExpired, OutputLimitExceeded) as error:
@@ -192,16 +204,17 @@ class RunOptions(SpawnOptions, total=False):
     on_line: Callable[[Any], object] | None
 
 
-def check_output_options(options: dict[str, Any]) -> dict[str, Any]:
+def check_output_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     `run`'s options for `check_output`.
     """
     for name in ("stdout", "check", "capture_output"):
         if name in options:
             raise BadArgument(f"{name} argument not allowed, it will be overridden.", parameter=name, value=options[name])
+    changed = {**options, "stdout": subprocess.PIPE, "check": True}
     if "input" in options and options["input"] is None:  # as subprocess: the empty input
-        options["input"] = "" if options.get("text") or options.get("encoding") or options.get("errors") else b""
-    return {**options, "stdout": subprocess.PIPE, "check": True}
+        changed["input"] = "" if options.get("text") or options.get("encoding") or options.get("errors") else b""
+    return changed
 
 
 class Runner:
@@ -232,13 +245,13 @@ class Runner:
 
         Runs in: application, any thread; blocks.
         """
-        return run_on(self._engine, args, dict(options))
+        return run_on(self._engine, args, options)
 
     def call(self, args: Any, **options: Unpack[RunOptions]) -> int:
         """
         Run a command to its end; returns its exit code, -N when signal N ended it. Arguments and errors as `run`.
         """
-        return run_on(self._engine, args, dict(options)).returncode
+        return run_on(self._engine, args, options).returncode
 
     def check_call(self, args: Any, **options: Unpack[RunOptions]) -> int:
         """
@@ -250,7 +263,7 @@ class Runner:
         """
         Run a command to its end; returns its stdout, bytes or str. Arguments and errors as ``run(check=True)``.
         """
-        return run_on(self._engine, args, check_output_options(dict(options))).stdout
+        return run_on(self._engine, args, check_output_options(options)).stdout
 
     async def arun(self, args: Any, **options: Unpack[RunOptions]) -> CompletedProcess:
         """
@@ -260,10 +273,10 @@ class Runner:
 
         Runs in: application, a task; starts no thread.
         """
-        return await arun_on(self._engine, args, dict(options))
+        return await arun_on(self._engine, args, options)
 
     async def acheck_output(self, args: Any, **options: Unpack[RunOptions]) -> Any:
         """
         `check_output` for an event loop.
         """
-        return (await arun_on(self._engine, args, check_output_options(dict(options)))).stdout
+        return (await arun_on(self._engine, args, check_output_options(options))).stdout

@@ -295,7 +295,7 @@ async def aopen_process(
     """
     decoder = text_mode(text, encoding, errors)
     spec = build_spec(args, options, hold=True)
-    audit(spec)
+    audit(args, options)
     process = Process(current_engine() if engine is None else engine, spec, args)
     ends = await adrive(process.start_flow(patient=True))
     try:

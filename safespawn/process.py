@@ -78,7 +78,7 @@ class Popen:
         self.stderr: IO[Any] | None = None
         self.held_by: tuple[int, ...] = ()
         spec = build_spec(args, options, hold=True)
-        audit(spec)
+        audit(args, options)
         process = Process(current_engine() if engine is None else engine, spec, args)
         ends = drive(process.start_flow(patient=False))
         self._process = process

@@ -117,11 +117,14 @@ def request(spec: SpawnSpec, ambient: Any, carried: object) -> tuple[Any, ...]:
     """
     The SPAWN message for *spec*; *carried* is None when the connection has it already.
     """
-    streams: list[int] = []
-    index = 1  # the working directory is the first
-    for stream in spec.streams:
-        streams.append(index if stream >= 0 else stream)
-        index += stream >= 0
+    first, second, third = spec.streams
+    index = 1  # the working directory is descriptor 0 of the message
+    if first >= 0:
+        first, index = index, index + 1
+    if second >= 0:
+        second, index = index, index + 1
+    if third >= 0:
+        third, index = index, index + 1
     return (
         wire.SPAWN,
         spec.argv,
@@ -129,8 +132,8 @@ def request(spec: SpawnSpec, ambient: Any, carried: object) -> tuple[Any, ...]:
         carried,
         spec.env,
         spec.cwd,
-        tuple(streams),
-        tuple([(index + offset, fd) for offset, fd in enumerate(spec.pass_fds)]),
+        (first, second, third),
+        tuple([(index + offset, fd) for offset, fd in enumerate(spec.pass_fds)]) if spec.pass_fds else (),
         spec.input,
         spec.flags,
         spec.group,
@@ -149,20 +152,43 @@ def send_request(connection: Connection, spec: SpawnSpec, ambient: Any) -> None:
         BrokenPipeError, ConnectionResetError: No zygote any more; the request was not delivered.
     """
     carried = None if connection.ambient is ambient.carried else ambient.carried
-    message = request(spec, ambient, carried)
     try:
         directory_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise spawn_error(error.errno or errno.EIO, ".", stage="cwd", argv=spec.argv) from None
     try:
-        connection.send(message, (directory_fd, *[fd for fd in spec.streams if fd >= 0], *spec.pass_fds))
+        _send_request(connection, spec, ambient, carried, directory_fd)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except OSError as error:
+        opened = without_closed(spec)
+        if error.errno == errno.EBADF and opened.streams != spec.streams:
+            _send_request(connection, opened, ambient, carried, directory_fd)
+            connection.ambient = ambient.carried
+            return
         raise spawn_error(error.errno or errno.EIO, None, stage="fds", argv=spec.argv) from None
     finally:
         os.close(directory_fd)
     connection.ambient = ambient.carried
+
+
+def _send_request(connection: Connection, spec: SpawnSpec, ambient: Any, carried: object, directory_fd: int) -> None:
+    fds = [fd for fd in spec.streams if fd >= 0]
+    connection.send(request(spec, ambient, carried), (directory_fd, *fds, *spec.pass_fds))
+
+
+def without_closed(spec: SpawnSpec) -> SpawnSpec:
+    """
+    *spec* with /dev/null in the place of the application's own standard streams that are closed.
+    """
+    streams = list(spec.streams)
+    for number in (0, 1, 2):
+        if streams[number] == number:
+            try:
+                os.fstat(number)
+            except OSError:
+                streams[number] = wire.NULL
+    return attrs.evolve(spec, streams=tuple(streams))
 
 
 def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
@@ -362,7 +388,7 @@ def tell(child: Child, number: int, *, whole: bool) -> None:
         return
     try:
         if whole or child.pidfd < 0:
-            child.connection.send((wire.KILL, number, whole))
+            child.connection.send((wire.KILL, int(number), whole))
         else:
             signal.pidfd_send_signal(child.pidfd, number)
     except PermissionError:
@@ -401,7 +427,7 @@ def sweep_flow(child: Child) -> Flow[int]:
     Have what is left of an exited child's tree killed; returns how many processes that were.
     """
     try:
-        child.connection.send((wire.KILL, signal.SIGKILL, True))
+        child.connection.send((wire.KILL, int(signal.SIGKILL), True))
         limit = time.monotonic() + NEWS_SECONDS
         while True:
             ready = yield {child.connection.fileno(): READ}, limit

@@ -64,6 +64,11 @@ class Engine(Protocol):
         Close a connection, which ends what is on it.
         """
 
+    def is_readable(self, fd: int) -> bool:
+        """
+        Whether *fd* is readable now.
+        """
+
     def adopt(self, process: Any) -> None:
         """
         Keep a process that its owner forgot while it runs.
@@ -160,7 +165,7 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
             child, ends = yield from launch_flow(engine, spec, options.deadline, patient=options.patient)
         except TimeoutError:
             raise TimeoutExpired(options.args, options.timeout or 0.0) from None
-        streams = connect(spec, ends, options)
+        streams = connect(spec, ends, options) if ends else NO_STREAMS
         try:
             held_by = yield from _attend(child, streams, options)
         except LimitReached:
@@ -182,6 +187,9 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
                 engine.give_back(child.connection)
             else:
                 engine.discard(child.connection)
+
+
+NO_STREAMS = Streams(None, (None, None))
 
 
 def connect(spec: SpawnSpec, ends: list[int], options: CommandOptions) -> Streams:
@@ -214,6 +222,8 @@ def _attend(child: Child, streams: Streams, options: CommandOptions) -> Flow[tup
     Move the streams until the command is over; returns who still holds the output then.
     """
     deadline = options.deadline
+    if child.status is not None and streams is NO_STREAMS:
+        return ()
     if not streams.interest():
         if not (yield from exit_flow(child, deadline)):
             yield from _expire(child, streams, options)
@@ -313,7 +323,7 @@ def outcome(child: Child, streams: Streams, held_by: tuple[int, ...]) -> Outcome
     """
     The result of a child that has exited.
     """
-    stdout, stderr = results(streams)
+    stdout, stderr = (None, None) if streams is NO_STREAMS else results(streams)
     ended = child.ended if child.ended is not None else time.monotonic()
     returncode = child.returncode
     assert returncode is not None  # noqa: S101 - only called after the exit

@@ -9,6 +9,7 @@ Runs in: application, any thread. Never waits.
 """
 
 import os
+from struct import pack
 from typing import Any
 
 import _socket
@@ -67,9 +68,7 @@ class Connection:
 
     def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
         if fds:
-            rights = memoryview(bytearray(_INT_BYTES * len(fds))).cast("i")
-            for index, fd in enumerate(fds):
-                rights[index] = fd
+            rights = pack(f"{len(fds)}i", *fds)
             self.socket.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL)
         else:
             self.socket.send(data, _socket.MSG_NOSIGNAL)

@@ -6,21 +6,30 @@ One function serves `run`, `Popen` and their async twins, so an option means the
 Runs in: application, any thread. May read the user database (pwd, grp).
 """
 
+import errno
+import operator
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import attrs
 
+from safespawn._core.explain import spawn_error
 from safespawn._core.spec import SpawnSpec
 from safespawn._zygote import wire
 from safespawn.errors import BadArgument, BadArgumentType, UnsupportedOption
 
 SHELL = "/bin/sh"
 PREFILL_BYTES = 65536  # what a pipe holds by default: so much input needs no writer in this process
+_ENCODING = sys.getfilesystemencoding()
+_ENCODING_ERRORS = sys.getfilesystemencodeerrors()
+_MOST_FDS = wire.MAX_FDS - 5  # the message's body, the working directory and the three streams go the same way
+_MOST_CPUS = 65536  # arbitrary: eight times what Linux can have
+_MOST_NICE = 1000  # arbitrary: the kernel takes what is too much for the most
+_NO_LIMIT = 2**63  # what setrlimit takes is below; -1 is RLIM_INFINITY
 _KNOWN_LIMITS = "a mapping of resource.RLIMIT_... to a number or to (soft, hard)"
 
 
@@ -56,6 +65,10 @@ class SpawnOptions(TypedDict, total=False):
 
 
 _OPTIONS = frozenset(SpawnOptions.__annotations__)
+_STREAM_OPTIONS = frozenset({"stdin", "stdout", "stderr"})
+_RUN_OPTIONS = frozenset(
+    "capture_output check encoding errors input max_output_bytes on_line text timeout universal_newlines wait_eof".split()
+)  # what `run` takes beside these; for the advice only
 _STREAM_NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -72,33 +85,41 @@ def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold
     Raises:
         BadArgument, BadArgumentType, UnsupportedOption: What is wrong, and what to write.
     """
-    if not _OPTIONS.issuperset(options):
-        raise _unknown(options)
     get = options.get
+    argv = _plain_argv(args) if type(args) is list and not get("shell") else _argv(args, shell=bool(get("shell")))
+    streams = (0, 1, 2)
+    if options or input is not None:
+        streams = _streams(get("stdin"), get("stdout"), get("stderr"), has_input=input is not None)
+    flags = wire.TREE
+    if hold:
+        flags |= wire.HOLD
+    elif wire.PIPE not in streams:
+        flags |= wire.QUIET
+    prefilled = None
+    if input is not None and len(input) <= PREFILL_BYTES:
+        prefilled = bytes(input)
+    if _STREAM_OPTIONS.issuperset(options):  # nothing else is asked, as mostly
+        return SpawnSpec(argv, streams=streams, input=prefilled, flags=flags)
+    if not _OPTIONS.issuperset(options):
+        raise _unknown(options, hold=hold)
     if get("preexec_fn") is not None:
         raise UnsupportedOption("preexec_fn")
     if get("close_fds", True) is False:
         raise UnsupportedOption(
             "close_fds=False", replacements=("pass_fds",), known=("every descriptor is closed but those that you name",)
         )
-    argv = _argv(args, shell=bool(get("shell", False)))
     executable = get("executable")
+    if executable and get("shell"):
+        argv = (_path("executable", executable), *argv[1:])  # as in subprocess: bash as "sh" would be another shell
     env = get("env")
     cwd = get("cwd")
-    streams = _streams(get("stdin"), get("stdout"), get("stderr"), has_input=input is not None)
-    flags = wire.HOLD if hold else 0
-    if not hold and wire.PIPE not in streams:
-        flags |= wire.QUIET
     detach = bool(get("detach", False))
     if detach or get("start_new_session", False):
         flags |= wire.NEW_SESSION
-    if get("kill_tree", True):
-        flags |= wire.TREE
+    if not get("kill_tree", True):
+        flags &= ~wire.TREE
     if get("no_new_privs", False):
         flags |= wire.NO_NEW_PRIVS
-    prefilled = None
-    if input is not None and len(input) <= PREFILL_BYTES:
-        prefilled = bytes(input)
     return SpawnSpec(
         argv,
         None if executable is None else _path("executable", executable),
@@ -116,19 +137,35 @@ def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold
     )
 
 
-def _unknown(options: Mapping[str, Any]) -> Exception:
+def _unknown(options: Mapping[str, Any], *, hold: bool) -> Exception:
     """
     The error for an option that does not exist; with the nearest one that does.
     """
     import difflib  # noqa: PLC0415 - only on failure
 
     name = min(set(options) - _OPTIONS)
-    near = difflib.get_close_matches(name, _OPTIONS, 1)
-    help = f"did you mean {near[0]!r}?" if near else "docs/commands.md lists the options"
+    near = difflib.get_close_matches(name, _OPTIONS if hold else _OPTIONS | _RUN_OPTIONS, 1)
+    if name in _RUN_OPTIONS:
+        help = "run() takes it; for a process, give it to communicate() or wait()"
+    else:
+        help = f"did you mean {near[0]!r}?" if near else "docs/commands.md lists the options"
     return BadArgumentType(f"unexpected keyword argument {name!r}", parameter=name, value=options[name], help=help)
 
 
 # --- the command -------------------------------------------------------------------------------------------------------
+def _plain_argv(words: list[Any]) -> tuple[bytes, ...]:
+    """
+    As `_argv` for a list of str, which nearly every command is.
+    """
+    try:
+        argv = tuple([word.encode(_ENCODING, _ENCODING_ERRORS) for word in words])
+    except (AttributeError, UnicodeError):
+        return _argv(words, shell=False)
+    if not argv or not argv[0] or 0 in b"".join(argv):
+        return _argv(words, shell=False)
+    return argv
+
+
 def _argv(args: Any, *, shell: bool) -> tuple[bytes, ...]:
     if isinstance(args, (str, bytes, os.PathLike)):
         if shell:
@@ -150,6 +187,8 @@ def _argv(args: Any, *, shell: bool) -> tuple[bytes, ...]:
     if not words:
         raise BadArgument("the command is empty", parameter="args", value=args, help='write ["program", "argument"]')
     argv = tuple([_bytes(f"args[{index}]", word) for index, word in enumerate(words)])
+    if not shell and not argv[0]:  # as with subprocess, which finds a directory; Python's own exec refuses such an argv
+        raise spawn_error(errno.EACCES, "", stage="exec", argv=argv, known=("the program's name, args[0], is empty",))
     return (SHELL.encode(), b"-c", *argv) if shell else argv
 
 
@@ -211,14 +250,12 @@ def _streams(stdin: Any, stdout: Any, stderr: Any, *, has_input: bool) -> tuple[
                 "stdin and input arguments may not both be used", parameter="stdin", value=stdin, help="give one of them"
             )
         stdin = subprocess.PIPE
-    if stdin is None and stdout is None and stderr is None:
-        return (_inherited(0), _inherited(1), _inherited(2))
     return (_stream(0, stdin), _stream(1, stdout), _stream(2, stderr))
 
 
 def _stream(number: int, value: Any) -> int:
     if value is None:
-        return _inherited(number)
+        return number  # closed ones are found out when they cannot be sent
     if value is subprocess.PIPE or value == subprocess.PIPE:
         return wire.PIPE
     if value == subprocess.DEVNULL:
@@ -246,21 +283,12 @@ def _stream(number: int, value: Any) -> int:
     return fd
 
 
-def _inherited(number: int) -> int:
-    """
-    The application's own stream, or /dev/null in the place of one that is closed.
-    """
-    try:
-        os.fstat(number)
-    except OSError:
-        return wire.NULL
-    return number
-
-
 def _pass_fds(value: Any) -> tuple[int, ...]:
     if not value:
         return ()
-    fds = tuple(sorted({int(fd) for fd in value}))
+    fds = _numbers("pass_fds", value)
+    if len(fds) > _MOST_FDS:
+        raise BadArgument(f"one message carries {_MOST_FDS} descriptors", parameter="pass_fds", value=value)
     for fd in fds:
         if fd <= 2:  # noqa: PLR2004 - the standard streams
             raise BadArgument(
@@ -268,9 +296,20 @@ def _pass_fds(value: Any) -> tuple[int, ...]:
             )
         try:
             os.fstat(fd)
-        except OSError:
-            raise BadArgument(f"descriptor {fd} is not open", parameter="pass_fds", value=value) from None
+        except OSError as error:
+            fact = f"descriptor {fd} of pass_fds is not open"
+            raise spawn_error(error.errno or errno.EBADF, None, stage="fds", known=(fact,)) from None
     return fds
+
+
+def _numbers(parameter: str, value: Any) -> tuple[int, ...]:
+    """
+    An iterable of numbers, each once, in order.
+    """
+    try:
+        return tuple(sorted({operator.index(each) for each in value}))
+    except TypeError:
+        raise BadArgumentType("an iterable of numbers is expected", parameter=parameter, value=value) from None
 
 
 # --- what the process shall be -----------------------------------------------------------------------------------------
@@ -281,7 +320,7 @@ def _process_group(value: Any) -> int:
         raise BadArgument(
             "a process group is a number from 0 up", parameter="process_group", value=value, help="0 makes a new one"
         )
-    return value
+    return int(value)
 
 
 def _umask(value: Any) -> int | None:
@@ -289,14 +328,15 @@ def _umask(value: Any) -> int | None:
         return None
     if not isinstance(value, int) or not 0 <= value <= 0o777:
         raise BadArgument("umask is a number from 0 to 0o777", parameter="umask", value=value)
-    return value
+    return int(value)
 
 
 def _signals(parameter: str, value: Any) -> tuple[int, ...]:
     if not value:
         return ()
-    numbers = tuple(sorted({_signal(parameter, number) for number in value}))
+    numbers = _numbers(parameter, value)
     for number in numbers:
+        _signal(parameter, number)
         if number in (signal.SIGKILL, signal.SIGSTOP):
             raise BadArgument(f"nobody can ignore {signal.Signals(number).name}", parameter=parameter, value=value)
     return numbers
@@ -319,6 +359,10 @@ def _credentials(options: Mapping[str, Any]) -> tuple[object, ...] | None:
         return None
     if nice is not None and not isinstance(nice, int):
         raise BadArgumentType("nice is a number to add", parameter="nice", value=nice)
+    if nice is not None and abs(nice) > _MOST_NICE:
+        raise BadArgument("nice is a small number to add: the kernel's range is -20 to 19", parameter="nice", value=nice)
+    if isinstance(groups, (str, bytes)):
+        raise BadArgument("groups must be a list, not a string", parameter="extra_groups", value=groups)
     return (
         None if user is None else _id("user", user),
         None if group is None else _id("group", group),
@@ -350,7 +394,7 @@ def _id(kind: str, value: Any, *, parameter: str = "") -> int:
         raise BadArgumentType(f"a {kind} is a name or a number", parameter=parameter, value=value)
     if not 0 <= value < 2**32 - 1:
         raise BadArgument(f"{kind} must be a number from 0 to 4294967294", parameter=parameter, value=value)
-    return value
+    return int(value)
 
 
 def _rlimits(value: Any) -> tuple[tuple[int, int, int], ...]:
@@ -365,6 +409,8 @@ def _rlimits(value: Any) -> tuple[tuple[int, int, int], ...]:
         try:
             _, hard = resource.getrlimit(number)
             soft, hard = (limit, hard) if isinstance(limit, int) else limit
+            if not -1 <= min(soft, hard) <= max(soft, hard) < _NO_LIMIT:
+                raise ValueError
             rows.append((int(number), int(soft), int(hard)))
         except (TypeError, ValueError):
             raise BadArgument(f"rlimits is {_KNOWN_LIMITS}", parameter="rlimits", value=value) from None
@@ -372,8 +418,8 @@ def _rlimits(value: Any) -> tuple[tuple[int, int, int], ...]:
 
 
 def _cpus(value: Any) -> tuple[int, ...]:
-    cpus = tuple(sorted({int(cpu) for cpu in value}))
-    if not cpus or cpus[0] < 0:
+    cpus = _numbers("affinity", value)
+    if not cpus or cpus[0] < 0 or cpus[-1] >= _MOST_CPUS:
         raise BadArgument("affinity is a set of CPU numbers, at least one", parameter="affinity", value=value)
     return cpus
 
@@ -455,10 +501,3 @@ def deadline_after(timeout: Any, now: float) -> float | None:
         return now + float(timeout)
     except (TypeError, ValueError):
         raise BadArgumentType("timeout is a number of seconds", parameter="timeout", value=timeout) from None
-
-
-def spawn_words(words: Sequence[bytes]) -> list[str]:
-    """
-    argv for the audit event.
-    """
-    return [os.fsdecode(word) for word in words]

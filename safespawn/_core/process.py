@@ -9,7 +9,6 @@ Runs in: application, any thread.
 """
 
 import os
-import select
 import signal
 import time
 import warnings
@@ -75,9 +74,7 @@ class Process:
         child = self.child
         if child is None or child.pidfd < 0:
             return True
-        look = select.poll()
-        look.register(child.pidfd, select.POLLIN)
-        return bool(look.poll(0))
+        return self.engine.is_readable(child.pidfd)
 
     def wait_flow(self, timeout: float | None, deadline: float | None) -> Flow[int]:
         """

@@ -10,8 +10,10 @@ Runs in: application, any thread. Measured: 11 us a call, 6 without the right to
 Source: proc_pid_status(5), namespaces(7).
 """
 
+import functools
 import os
 import resource
+import signal
 from typing import NamedTuple
 
 _LIMITS = tuple(
@@ -20,6 +22,9 @@ _LIMITS = tuple(
 _NAMESPACES = ("mnt", "net", "pid_for_children", "user", "uts", "ipc", "cgroup")
 # What Python itself ignores at its start is put back for a child, as subprocess does.
 _RESTORED = (1 << 12) | (1 << 24)  # SIGPIPE 13, SIGXFSZ 25
+# What the C library keeps for itself cannot be told to a child; a program that was started by posix_spawn(3) of glibc
+# has those ignored (32 and 33).
+_TELLABLE = sum(1 << (number - 1) for number in signal.valid_signals()) & ~_RESTORED
 Carried = tuple[dict[bytes, bytes], tuple[tuple[int, int, int], ...], tuple[int, ...], int, int]
 
 
@@ -53,10 +58,22 @@ class Observer:
             self._namespaces_fd = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             self._namespaces_fd = -1
+        self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
+        self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
         self._carried: Carried | None = None
         self._limits: list[tuple[int, int]] = []
         self._marks: tuple[tuple[bytes, ...], bool] = ((), True)
         self._cpus: tuple[set[int], tuple[int, ...]] = (set(), ())
+
+    def _can_read(self, name: str) -> bool:
+        """
+        Whether this kernel has that kind of namespace, and this process the right to look.
+        """
+        try:
+            self._read_namespace(name)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """
@@ -124,14 +141,7 @@ class Observer:
         if not may_move:
             return (*marks, os.getsid(0))
         root = os.stat("/")
-        names: list[object] = [*marks, os.getsid(0), root.st_dev, root.st_ino]
-        if self._namespaces_fd >= 0:
-            for name in _NAMESPACES:
-                try:
-                    names.append(os.readlink(name, dir_fd=self._namespaces_fd))
-                except OSError:
-                    names.append(None)  # a kernel without this kind, or a process without the right to look
-        return tuple(names)
+        return (*marks, os.getsid(0), root.st_dev, root.st_ino, *map(self._read_namespace, self._namespaces))
 
 
 _MOVERS = (1 << 18) | (1 << 21)  # CAP_SYS_CHROOT, CAP_SYS_ADMIN
@@ -149,7 +159,7 @@ def _may_move(marks: tuple[bytes, ...]) -> bool:
 
 
 def _signals(mask: int) -> tuple[int, ...]:
-    mask &= ~_RESTORED
+    mask &= _TELLABLE
     return tuple([number for number in range(1, 65) if mask >> (number - 1) & 1]) if mask else ()
 
 

@@ -25,15 +25,16 @@ def drive(flow: Flow[T]) -> T:
         What the flow returns.
     """
     waiter = _Waiter()
+    wait, send = waiter.wait, flow.send
     try:
         want = next(flow)
         while True:
             try:
-                ready = waiter.wait(want)
+                ready = wait(want)
             except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
                 want = flow.throw(error)
             else:
-                want = flow.send(ready)
+                want = send(ready)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     finally:
@@ -61,6 +62,15 @@ def step(flow: Flow[T]) -> T | None:
         flow.close()
 
 
+def is_readable(fd: int) -> bool:
+    """
+    Whether *fd* is readable, or hung up, now.
+    """
+    look = select.poll()
+    look.register(fd, select.POLLIN)
+    return bool(look.poll(0))
+
+
 class _Waiter:
     """
     A poll object kept equal to what the flow wants.
@@ -74,13 +84,13 @@ class _Waiter:
 
     def _equal(self, interest: dict[int, int]) -> None:
         registered = self._registered
-        if interest != registered:
+        if registered:
             for fd in registered.keys() - interest.keys():
                 self._poll.unregister(fd)
-            for fd, events in interest.items():
-                if registered.get(fd) != events:
-                    self._poll.register(fd, events)
-            self._registered = dict(interest)
+        for fd, events in interest.items():
+            if registered.get(fd) != events:
+                self._poll.register(fd, events)
+        self._registered = dict(interest)
 
     def look(self, interest: dict[int, int]) -> Ready:
         self._equal(interest)
@@ -88,11 +98,12 @@ class _Waiter:
 
     def wait(self, want: Want) -> Ready:
         interest, deadline = want
-        self._equal(interest)
+        if interest != self._registered:
+            self._equal(interest)
         if deadline is None:
             return dict(self._poll.poll())
         while True:
             left = deadline - time.monotonic()
-            ready = self._poll.poll(max(0, math.ceil(left * 1000)))
+            ready = self._poll.poll(math.ceil(left * 1000) if left > 0 else 0)
             if ready or left <= 0:
                 return dict(ready)

@@ -20,6 +20,7 @@ from typing import Any
 from safespawn._core.connection import Connection, give_up_write_ends
 from safespawn._core.flow import READ, Flow
 from safespawn._drive.ambient import Ambient, Observer
+from safespawn._drive.blocking import is_readable
 from safespawn._drive.boot import boot_flow
 from safespawn._drive.zygote import Zygote
 from safespawn.errors import ClosedError, ForeignCopy
@@ -118,6 +119,12 @@ class Engine:
             connection.zygote.discard(connection)
         else:
             connection.close()
+
+    def is_readable(self, fd: int) -> bool:
+        """
+        Whether *fd* is readable now.
+        """
+        return is_readable(fd)
 
     def adopt(self, process: Any) -> None:
         """

@@ -8,7 +8,6 @@ Runs in: application, any thread.
 """
 
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from safespawn._core.connection import Connection, Truncated, close_all
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import READ, Flow, earliest
 from safespawn._core.procfs import looks
+from safespawn._drive.blocking import is_readable
 from safespawn._zygote import wire
 from safespawn.errors import SpawnError
 
@@ -294,9 +294,7 @@ class Zygote:
         """
         if self.leased or self.closed:
             return
-        look = select.poll()
-        look.register(self.warden_fd, select.POLLIN)
-        if not look.poll(0):
+        if not is_readable(self.warden_fd):
             return
         try:
             self._once.pop()

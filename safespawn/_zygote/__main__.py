@@ -26,6 +26,7 @@ import sys
 import time
 
 import _socket
+import channel
 import server
 import system
 import wire
@@ -70,8 +71,7 @@ def main(arguments: list[str]) -> None:
     name_this("safespawn")
     raise_descriptor_limit()
     control = _socket.socket(fileno=control_fd)
-    control.setblocking(False)
-    control.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+    channel.prepare(control)
     zygote = server.Server(control, application_pid, application_fd, warden_fd, keeps=keeps)
     gc.freeze()
     gc.disable()  # the loop makes no cycles, and a collection in a forked child would copy the whole heap
@@ -84,7 +84,7 @@ def hello(zygote: server.Server, warden_pid: int) -> None:
     """
     Say who we are, and hand over the zygote's pidfd and the first connections.
     """
-    pairs = [zygote.new_connection() for _ in range(CONNECTIONS)]
+    pairs = [channel.pair() for _ in range(CONNECTIONS)]
     own_fd = os.pidfd_open(os.getpid())
     facts = {**zygote.statistics(), "prctl": int(system.has_prctl()), "terminal": int(zygote.launcher.has_terminal)}
     words = (wire.HELLO, wire.PROTOCOL, sys.version, os.getpid(), warden_pid, CONNECTIONS, facts)
@@ -108,7 +108,7 @@ def guard(zygote_pid: int, application_fd: int) -> None:
         ends.unregister(application_fd)
         if not ends.poll(END_SECONDS * 1000):
             os.kill(zygote_pid, signal.SIGKILL)
-    server.kill_all_children(os.getpid(), time.monotonic() + END_SECONDS)
+    system.kill_all_children(os.getpid(), time.monotonic() + END_SECONDS)
 
 
 def close_strangers(control_fd: int) -> None:
@@ -133,8 +133,8 @@ def take_no_signals() -> None:
     Handlers that do nothing, not SIG_IGN: exec gives the children back the default action. What the application
     ignores is told with each request; at the start nothing is.
     """
-    for number in signal.valid_signals():
-        if number in (signal.SIGKILL, signal.SIGSTOP) or number in _REAL_CRASHES:
+    for number in range(1, signal.SIGRTMIN):
+        if number in (signal.SIGKILL, signal.SIGSTOP) or number in _REAL_CRASHES or number not in signal.valid_signals():
             continue
         ends_us = number not in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
         signal.signal(number, do_nothing if ends_us else signal.SIG_DFL)

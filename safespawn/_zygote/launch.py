@@ -27,7 +27,7 @@ LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
 )
 _MISSING = (errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
-_BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork still holds the file open for writing, about to exec
+_BUSY_PAUSES = (0.002, 0.004, 0.008, 0.0)  # seconds; somebody's fork still holds the file open for writing, about to exec
 
 
 class LaunchError(Exception):
@@ -40,36 +40,46 @@ class LaunchError(Exception):
         self.stage, self.errno, self.name = stage, number, name
 
 
+_DEFAULT_PATH = os.defpath.encode()
+REPORT_BYTES = 8192  # a stage, a number and a path of at most 4096 bytes
+
+
 class Ends:
     """
     The descriptors of one start: the child's ends, which close whatever happens, and the application's ends.
     """
+
+    __slots__ = ("child", "given", "mask")
 
     def __init__(self) -> None:
         self.child: list[int] = []
         self.given: list[int] = []
         self.mask = 0  # which streams the application gets an end of
 
-    def pipe(self, *, child_reads: bool, bit: int) -> tuple[int, int]:
+    def pipe(self, number: int) -> tuple[int, int]:
         """
-        A fresh pipe: the child's end, then the application's.
+        A fresh pipe for stream *number*: the child's end, then the application's.
         """
         read_fd, write_fd = os.pipe()
-        child, given = (read_fd, write_fd) if child_reads else (write_fd, read_fd)
+        child, given = (write_fd, read_fd) if number else (read_fd, write_fd)
         self.child.append(child)
         self.given.append(given)
-        self.mask |= bit
+        self.mask |= 1 << number
         return child, given
 
     def close_child(self) -> None:
-        for fd in self.child:
-            os.close(fd)
-        self.child.clear()
+        """
+        Close the child's ends.
+        """
+        while self.child:
+            os.close(self.child.pop())
 
     def close_given(self) -> None:
-        for fd in self.given:
-            os.close(fd)
-        self.given.clear()
+        """
+        Close the application's ends.
+        """
+        while self.given:
+            os.close(self.given.pop())
 
 
 class Launcher:
@@ -85,56 +95,9 @@ class Launcher:
         self.limits = {number: resource.getrlimit(number) for number in LIMITS}
         self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.cpus = tuple(sorted(os.sched_getaffinity(0)))
-        self._compared: tuple = (None, (True, None))
+        self._compared: tuple = (None, True, None)
 
-    def wire_up(self, request: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
-        """
-        Make the pipes; returns (descriptor here, number in the child), to be duplicated in this order.
-        """
-        try:
-            system.failpoint("zygote.before_pipes")
-            sources = self._streams(request, fds, ends)
-            return list(zip(sources, (0, 1, 2))) + above_targets(request[7], fds, ends)
-        except OSError as error:
-            raise LaunchError("pipe", error.errno or errno.EIO) from None
-
-    def _streams(self, request: tuple, fds: list[int], ends: Ends) -> list[int]:
-        sources: list[int] = []
-        for number, wanted in enumerate(request[6]):
-            if wanted == wire.PIPE:
-                source, given = ends.pipe(child_reads=number == 0, bit=1 << number)
-                if number == 0 and request[8] is not None:
-                    prefill(request[8], given, ends)
-            elif wanted == wire.STDOUT and number == 2:
-                source = sources[1]
-            elif wanted >= 0:
-                source = fds[wanted]
-            else:
-                source = self.null_fd
-            sources.append(source)
-        return sources
-
-    def enter(self, request: tuple, fds: list[int], env_path: bytes | None) -> list[bytes]:
-        """
-        Take on what the child shall inherit, and say which files may be the program, in order.
-        """
-        try:
-            os.fchdir(fds[0])
-        except OSError as error:
-            raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
-        if request[5] is not None:
-            try:
-                os.chdir(request[5])
-            except OSError as error:
-                raise LaunchError("cwd", error.errno or errno.EIO, request[5]) from None
-        os.umask(request[11])
-        name = request[2] if request[2] is not None else request[1][0]
-        if b"/" in name:
-            return [name]
-        if env_path is None:
-            env_path = os.defpath.encode()
-        return [os.path.join(directory, name) for directory in env_path.split(b":")]
-
+    # --- what is asked -----------------------------------------------------------------------------------------------
     def group(self, request: tuple, ambient: tuple) -> int | None:
         """
         The process group the child joins: 0 is its own, None that of whoever starts it (a new session's leader).
@@ -149,59 +112,108 @@ class Launcher:
         """
         Whether something is asked that only the child itself can do.
         """
+        if ambient is not self._compared[0]:
+            self._compare(ambient)
         flags = request[9]
         return (
             request[13] is not None
+            or self._compared[1]
             or flags & wire.NO_NEW_PRIVS != 0
             or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
-            or self._compare(ambient)[0]
         )
 
-    def _compare(self, ambient: tuple) -> tuple[bool, tuple[int, int] | None]:
+    def _compare(self, ambient: tuple) -> None:
         """
         Whether the application's limits, nice and CPU set are such that only the child can take them on; and its
         RLIMIT_NOFILE, the one limit that the zygote may lend (its own is raised as far as it goes), where it differs.
         """
-        if ambient is not self._compared[0]:
-            needs, lent = ambient[2] != self.cpus or ambient[3] != self.nice, None
-            for number, soft, hard in ambient[1]:
-                own_soft, own_hard = self.limits.get(number, (soft, hard))
-                if own_hard != hard or (own_soft != soft and number != resource.RLIMIT_NOFILE):
-                    needs = True
-                elif own_soft != soft:
-                    lent = (soft, hard)
-            self._compared = (ambient, (needs, lent))
-        return self._compared[1]
+        needs, lent = ambient[2] != self.cpus or ambient[3] != self.nice, None
+        for number, soft, hard in ambient[1]:
+            own_soft, own_hard = self.limits.get(number, (soft, hard))
+            if own_hard != hard or (own_soft != soft and number != resource.RLIMIT_NOFILE):
+                needs = True
+            elif own_soft != soft:
+                lent = (soft, hard)
+        self._compared = (ambient, needs, lent)
 
-    def spawn(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends) -> int:
+    def wire_up(self, request: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """
-        Start the program by posix_spawn; returns its pid.
+        Make the pipes; returns (descriptor here, number in the child), to be duplicated in this order.
+        """
+        pairs: list[tuple[int, int]] = []
+        try:
+            if system.armed:
+                system.failpoint("zygote.before_pipes")
+            for number, wanted in enumerate(request[6]):
+                if wanted >= 0:
+                    source = fds[wanted]
+                elif wanted == wire.PIPE:
+                    source, given = ends.pipe(number)
+                    if number == 0 and request[8] is not None:
+                        prefill(request[8], given, ends)
+                elif wanted == wire.STDOUT:
+                    source = pairs[1][0]
+                else:
+                    source = self.null_fd
+                pairs.append((source, number))
+            if request[7]:
+                pairs += above_targets(request[7], fds, ends)
+        except OSError as error:
+            raise LaunchError("pipe", error.errno or errno.EIO) from None
+        return pairs
+
+    def enter(self, request: tuple, fds: list[int], env: dict) -> list[bytes]:
+        """
+        Take on the directory and the umask, and say which files may be the program, in order.
+        """
+        try:
+            os.fchdir(fds[0])
+        except OSError as error:
+            raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
+        if request[5] is not None:
+            try:
+                os.chdir(request[5])
+            except OSError as error:
+                raise LaunchError("cwd", error.errno or errno.EIO, request[5]) from None
+        os.umask(request[11])
+        name = request[1][0] if request[2] is None else request[2]
+        if b"/" in name:
+            return [name]
+        directories = env.get(b"PATH", _DEFAULT_PATH).split(b":")
+        return [directory + b"/" + name if directory else name for directory in directories]
+
+    # --- the two ways ------------------------------------------------------------------------------------------------
+    def spawn(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None) -> int:
+        """
+        Start the program by posix_spawn; returns its pid. The zygote is left in the child's directory until it tidies.
         """
         env = ambient[0] if request[4] is None else request[4]
         actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in self.wire_up(request, fds, ends)]
-        candidates = self.enter(request, fds, env.get(b"PATH"))
-        group = self.group(request, ambient)
+        candidates = self.enter(request, fds, env)
         options: dict = {} if group is None else {"setpgroup": group}
         if request[9] & wire.NEW_SESSION:
             options["setsid"] = True
-        lowered = self._compare(ambient)[1]
-        if lowered is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, lowered)
-        ignored = ignore(request[12])
+        lent = self._compared[2]
+        if lent is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, lent)
+        ignored = ignore(request[12]) if request[12] else ()
         try:
-            system.failpoint("zygote.before_spawn")
+            if system.armed:
+                system.failpoint("zygote.before_spawn")
             return try_each(candidates, lambda path: os.posix_spawn(
                 path, request[1], env, file_actions=actions, setsigmask=(), **options,
             ))  # fmt: skip
         except OSError as error:
             raise LaunchError(*blame(error, group)) from None
         finally:
-            restore(ignored)
-            if lowered is not None:
+            if ignored:
+                restore(ignored)
+            if lent is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits[resource.RLIMIT_NOFILE])
-            os.chdir("/")
 
-    def fork(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends) -> tuple[int, int]:
+    def fork(
+        self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None
+    ) -> tuple[int, int]:
         """
         Fork a child that sets itself up and execs; returns its pid and the pipe on which it reports.
         """
@@ -213,7 +225,8 @@ class Launcher:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
         try:
-            system.failpoint("zygote.before_spawn")
+            if system.armed:
+                system.failpoint("zygote.before_spawn")
             pid = os.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -222,7 +235,7 @@ class Launcher:
             raise LaunchError("fork", error.errno or errno.EIO) from None
         if pid == 0:
             try:
-                become(self, request, ambient, fds, pairs, env)
+                become(self, request, ambient, fds, pairs, env, group)
             except LaunchError as error:
                 os.write(report_w, report(error))
             except OSError as error:
@@ -236,8 +249,9 @@ class Launcher:
 
 
 def become(
-    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list[tuple[int, int]], env: dict
-) -> None:
+    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list[tuple[int, int]],
+    env: dict, pgid: int | None,
+) -> None:  # fmt: skip
     """
     In the forked child: set everything up, then exec. Comes back only by an exception.
 
@@ -245,7 +259,8 @@ def become(
     rights are still there, then groups, gid, uid; the death signal behind them, because a change of uid clears it; the
     working directory last of all but exec, as the new user, who may not have the right to it.
     """
-    system.failpoint("child.before_setup")
+    if system.armed:
+        system.failpoint("child.before_setup")
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < 34:
             try:
@@ -255,7 +270,6 @@ def become(
     flags = request[9]
     user, group, groups, rlimits, nice, cpus, death_signal = request[13] or (None, None, None, (), None, None, None)
     step("session", lambda: os.setsid() if flags & wire.NEW_SESSION else None)
-    pgid = launcher.group(request, ambient)
     step("process_group", lambda: os.setpgid(0, pgid) if pgid is not None else None)
     for number, soft, hard in ambient[1]:
         if launcher.limits[number] != (soft, hard):
@@ -279,11 +293,12 @@ def become(
         step("pdeathsig", lambda: system.prctl(system.PR_SET_PDEATHSIG, death_signal))
         if os.getppid() != launcher.own_pid:  # the zygote died before the line above
             os._exit(127)
-    candidates = launcher.enter(request, fds, env.get(b"PATH"))  # before dup2, which may take fds[0]'s number
+    candidates = launcher.enter(request, fds, env)  # before dup2, which may take fds[0]'s number
     for source, number in pairs:
         os.dup2(source, number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    system.failpoint("child.before_exec")
+    if system.armed:
+        system.failpoint("child.before_exec")
     try:
         try_each(candidates, lambda path: os.execve(path, request[1], env))
     except OSError as error:
@@ -308,28 +323,31 @@ def try_each(candidates: list[bytes], start) -> int:  # noqa: ANN001
     """
     telling: OSError | None = None
     for path in candidates:
-        try:
-            if len(candidates) > 1:
-                os.stat(path)  # a failing start costs fifty times a stat
-            return start_patiently(path, start)
-        except OSError as error:
-            if telling is None or telling.errno in _MISSING:
-                telling = error
+        if len(candidates) > 1 and not exists(path):  # a failing start costs fifty times a look
+            continue
+        for pause in _BUSY_PAUSES:
+            try:
+                return start(path)
+            except OSError as error:
+                if telling is None or telling.errno in _MISSING:
+                    telling = error
+                if error.errno != errno.ETXTBSY:
+                    break
+                time.sleep(pause)
     raise telling or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def start_patiently(path: bytes, start) -> int:  # noqa: ANN001
+def exists(path: bytes) -> bool:
     """
-    Start *path*, and again a little later while it is being written.
+    Whether *path* may be there: one that may not be looked at may.
     """
-    for pause in _BUSY_PAUSES:
-        try:
-            return start(path)
-        except OSError as error:
-            if error.errno != errno.ETXTBSY:
-                raise
-            time.sleep(pause)
-    return start(path)
+    if os.path.exists(path):
+        return True
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno not in _MISSING
+    return True
 
 
 def report_pipe(above: int) -> tuple[int, int]:
@@ -397,7 +415,13 @@ def ignore(numbers: tuple) -> list[tuple[int, object]]:
     """
     Ignore signals for the moment of a start, since SIG_IGN is what a program inherits; says what was before.
     """
-    return [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    handlers = []
+    for number in numbers:
+        try:
+            handlers.append((number, signal.signal(number, signal.SIG_IGN)))
+        except (OSError, ValueError):
+            continue  # one that the C library keeps for itself
+    return handlers
 
 
 def restore(handlers: list) -> None:

@@ -31,15 +31,17 @@ LAUNCHED = "launched"  # the child is forked and will report its exec
 EXECED = "execed"  # the program runs
 LAUNCH_FAILED = "launch-failed"  # there is no program, and no child any more
 EXITED_HOLD = "exited-hold"  # the child is a zombie, and the application wants it kept
-EXITED_AUTO = "exited-auto"  # the child is a zombie that nobody needs
+EXITED = "exited"  # the child has been reaped
 KILL = "kill"  # the application asks for a signal
 RELEASE = "release"  # the application has seen the exit
 CLOSED = "closed"  # the application hung up, or died
 HUNG_UP = "hung-up"  # as CLOSED, in a zygote whose children outlive the application
 GRACE_OVER = "grace-over"  # SIGTERM has had its time
 EVENTS = (
-    SPAWN, LAUNCHED, EXECED, LAUNCH_FAILED, EXITED_HOLD, EXITED_AUTO, KILL, RELEASE, CLOSED, HUNG_UP, GRACE_OVER,
+    SPAWN, LAUNCHED, EXECED, LAUNCH_FAILED, EXITED_HOLD, EXITED, KILL, RELEASE, CLOSED, HUNG_UP, GRACE_OVER,
 )  # fmt: skip
+
+REQUESTS = frozenset({SPAWN, KILL, RELEASE})  # what a peer asks for: it is told when that cannot be
 
 TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     (IDLE, SPAWN): (LAUNCHING, ("start",)),
@@ -53,7 +55,7 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
 
     (RUNNING, KILL): (RUNNING, ("pass_signal",)),
     (RUNNING, EXITED_HOLD): (HELD, ("reply_exited", "unwatch")),
-    (RUNNING, EXITED_AUTO): (REAPED, ("reap", "reply_exited", "unwatch")),
+    (RUNNING, EXITED): (REAPED, ("reply_exited", "unwatch")),
     (RUNNING, CLOSED): (ENDING, ("terminate", "start_grace")),
 
     (HELD, KILL): (HELD, ("sweep", "reply_swept")),
@@ -69,14 +71,11 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     (RUNNING, HUNG_UP): (LEFT, ()),
     (HELD, HUNG_UP): (GONE, ("reap", "forget")),
     (REAPED, HUNG_UP): (GONE, ("forget",)),
-    (LEFT, EXITED_HOLD): (GONE, ("unwatch", "reap", "forget")),
-    (LEFT, EXITED_AUTO): (GONE, ("unwatch", "reap", "forget")),
+    (LEFT, EXITED): (GONE, ("unwatch", "forget")),
 
     (ENDING, GRACE_OVER): (KILLING, ("kill_tree",)),
-    (ENDING, EXITED_HOLD): (GONE, ("unwatch", "reap", "sweep_tree", "forget")),
-    (ENDING, EXITED_AUTO): (GONE, ("unwatch", "reap", "sweep_tree", "forget")),
+    (ENDING, EXITED): (GONE, ("unwatch", "sweep_tree", "forget")),
 
-    (KILLING, EXITED_HOLD): (GONE, ("unwatch", "reap", "sweep_tree", "forget")),
-    (KILLING, EXITED_AUTO): (GONE, ("unwatch", "reap", "sweep_tree", "forget")),
+    (KILLING, EXITED): (GONE, ("unwatch", "sweep_tree", "forget")),
     (KILLING, LAUNCH_FAILED): (GONE, ("forget",)),
 }  # fmt: skip

@@ -141,6 +141,20 @@ def kill_tree(leader: int) -> int:
     return len(stopped)
 
 
+def kill_all_children(own_pid: int, deadline: float) -> None:
+    """
+    SIGKILL and reap until nobody is left below *own_pid*, or *deadline* (monotonic) has passed.
+    """
+    while pids := children(own_pid):
+        for pid in pids:
+            kill_tree(pid)
+        for pid in pids:
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.001)  # SIGKILL takes effect within microseconds, or not at all
+
+
 # --- failpoints ------------------------------------------------------------------------------------------------------
 # SAFESPAWN_FAILPOINTS="zygote.after_spawn=kill,zygote.before_pipes=errno:24" makes the named step fail, so that tests
 # can put a fault exactly there. Actions: kill, stop, exit, sleep:SECONDS, errno:NUMBER. With "#3" behind the action
@@ -150,7 +164,7 @@ FAILPOINTS = (
     "zygote.before_started", "zygote.after_started", "zygote.before_exited", "zygote.after_exited",
     "zygote.before_reap", "zygote.after_reap", "child.before_setup", "child.before_exec",
 )  # fmt: skip
-_armed: dict[str, tuple[str, int]] = {}
+armed: dict[str, tuple[str, int]] = {}  # empty: callers do not even call
 _passages: dict[str, int] = {}
 
 
@@ -165,7 +179,7 @@ def arm_failpoints(text: str) -> None:
         name, _, action = item.partition("=")
         action, _, passage = action.partition("#")
         if name in FAILPOINTS:
-            _armed[name] = (action, int(passage or 0))
+            armed[name] = (action, int(passage or 0))
         elif not name.startswith("client."):  # those of the application's side
             raise ValueError(f"no failpoint {name!r}")
 
@@ -174,8 +188,8 @@ def failpoint(name: str) -> None:
     """
     Fail here, if SAFESPAWN_FAILPOINTS says so.
     """
-    if _armed and name in _armed:
-        action, passage = _armed[name]
+    if name in armed:
+        action, passage = armed[name]
         _passages[name] = _passages.get(name, 0) + 1
         if not passage or passage == _passages[name]:
             fail(action)

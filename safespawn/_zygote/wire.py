@@ -69,100 +69,115 @@ class WireError(Exception):
     """
 
 
-# A shape is a tuple of fields; a field is a type, a tuple of types, or a function that says whether the value is right.
-_BYTES, _INT = {bytes}, {int}
+# --- shapes ----------------------------------------------------------------------------------------------------------
+# A message's shape: the type of each field, or the types, and by the number of a field what else must hold where it is
+# not None. The types of a whole message are compared in one step, since this is done for every command twice.
+_NONE = type(None)
+_BYTES, _INT, _NUMBERS, _OPTIONAL_INT = {bytes}, {int}, {int, float}, {int, _NONE}
 
 
-def _bytes_tuple(value: object) -> bool:
-    return type(value) is tuple and _BYTES.issuperset(map(type, value))
+def _all_bytes(value: tuple) -> bool:
+    return _BYTES.issuperset(map(type, value))
 
 
-def _int_tuple(value: object) -> bool:
-    return type(value) is tuple and _INT.issuperset(map(type, value))
+def _all_ints(value: tuple) -> bool:
+    return _INT.issuperset(map(type, value))
 
 
-def _int_rows(value: object) -> bool:
-    return type(value) is tuple and (not value or all(map(_int_tuple, value)))
+def _int_rows(value: tuple) -> bool:
+    return not value or all(type(row) is tuple and _all_ints(row) for row in value)
 
 
 def _triples(value: object) -> bool:
-    return type(value) is tuple and all(_int_tuple(row) and len(row) == 3 for row in value)
+    return type(value) is tuple and all(type(row) is tuple and len(row) == 3 and _all_ints(row) for row in value)
 
 
-def _env(value: object) -> bool:
-    return value is None or _full_env(value)
+def _env(value: dict) -> bool:
+    return _BYTES.issuperset(map(type, value)) and _BYTES.issuperset(map(type, value.values()))
 
 
-def _full_env(value: object) -> bool:
-    return type(value) is dict and _BYTES.issuperset(map(type, value)) and _BYTES.issuperset(map(type, value.values()))
+def _streams(value: tuple) -> bool:
+    return len(value) == 3 and _INT.issuperset(map(type, value)) and min(value) >= STDOUT
 
 
-def _streams(value: object) -> bool:
-    return type(value) is tuple and len(value) == 3 and _int_tuple(value) and min(value) >= STDOUT
+def _usage(value: tuple) -> bool:
+    return _NUMBERS.issuperset(map(type, value))
 
 
-def _usage(value: object) -> bool:
-    return value is None or (type(value) is tuple and {int, float}.issuperset(map(type, value)))
+def _facts(value: dict) -> bool:
+    return {str}.issuperset(map(type, value)) and {int, float, str}.issuperset(map(type, value.values()))
 
 
-def _facts(value: object) -> bool:
-    return (
-        type(value) is dict
-        and {str}.issuperset(map(type, value))
-        and {int, float, str}.issuperset(map(type, value.values()))
-    )
-
-
-def _ambient(value: object) -> bool:
+def _ambient(value: tuple) -> bool:
     """
     What a child takes from the application, beside descriptors: environment, limits, CPU set, nice, process group.
     """
-    return value is None or (
-        type(value) is tuple
-        and len(value) == 5
-        and _full_env(value[0])
+    return (
+        len(value) == 5
+        and type(value[0]) is dict
+        and _env(value[0])
         and _triples(value[1])
-        and _int_tuple(value[2])
-        and _int_tuple(value[3:])
+        and type(value[2]) is tuple
+        and _all_ints(value[2])
+        and _all_ints(value[3:])
     )
 
 
-def _credentials(value: object) -> bool:
+def _credentials(value: tuple) -> bool:
     """
     What needs a process of its own before exec: user, group, groups, limits, nice, CPU set, death signal.
     """
-    return value is None or (
-        type(value) is tuple
-        and len(value) == 7
-        and {int, type(None)}.issuperset(map(type, (value[0], value[1], value[4], value[6])))
-        and (value[2] is None or _int_tuple(value[2]))
+    return (
+        len(value) == 7
+        and _OPTIONAL_INT.issuperset(map(type, (value[0], value[1], value[4], value[6])))
+        and (value[2] is None or (type(value[2]) is tuple and _all_ints(value[2])))
         and _triples(value[3])
-        and (value[5] is None or _int_tuple(value[5]))
+        and (value[5] is None or (type(value[5]) is tuple and _all_ints(value[5])))
     )
 
 
-_OPTIONAL_BYTES = (bytes, type(None))
-SHAPES: dict[int, tuple[object, ...]] = {
+_MAYBE_BYTES, _MAYBE_TUPLE, _MAYBE_DICT = (bytes, _NONE), (tuple, _NONE), (dict, _NONE)
+SHAPES: dict[int, tuple] = {
     CONNECT: (),
     CENSUS: (),
     # argv, executable, ambient (None: as in the last SPAWN here), env (None: the ambient one), cwd, streams,
     # pass_fds as (index, number), input, flags, process group, umask, ignored signals, credentials
     SPAWN: (
-        _bytes_tuple, _OPTIONAL_BYTES, _ambient, _env, _OPTIONAL_BYTES, _streams,
-        _int_rows, _OPTIONAL_BYTES, int, int, int, _int_tuple, _credentials,
+        tuple, _MAYBE_BYTES, _MAYBE_TUPLE, _MAYBE_DICT, _MAYBE_BYTES, tuple,
+        tuple, _MAYBE_BYTES, int, int, int, tuple, _MAYBE_TUPLE,
     ),
     KILL: (int, bool),  # signal, whole tree
     RELEASE: (),
-    HELLO: (int, str, int, int, int, _facts),  # protocol, version of Python, zygote pid, warden pid, connections, facts
+    HELLO: (int, str, int, int, int, dict),  # protocol, version of Python, zygote pid, warden pid, connections, facts
     CONNECTED: (),
-    COUNTED: (_facts,),
+    COUNTED: (dict,),
     STARTED: (int, int),  # pid; which descriptors come: bit 0 stdin, 1 stdout, 2 stderr (the pidfd always)
-    FAILED: (str, int, _OPTIONAL_BYTES),  # stage, errno, name
-    EXITED: (int, int, _usage),  # pid, raw wait status, resources
-    RELEASED: (_usage,),
+    FAILED: (str, int, _MAYBE_BYTES),  # stage, errno, name
+    EXITED: (int, int, _MAYBE_TUPLE),  # pid, raw wait status, resources
+    RELEASED: (_MAYBE_TUPLE,),
     SWEPT: (int,),  # processes killed
     REFUSED: (str,),
 }  # fmt: skip
+_INSIDE: dict[int, dict] = {
+    SPAWN: {1: _all_bytes, 3: _ambient, 4: _env, 6: _streams, 7: _int_rows, 12: _all_ints, 13: _credentials},
+    HELLO: {6: _facts},
+    COUNTED: {1: _facts},
+    EXITED: {3: _usage},
+    RELEASED: {1: _usage},
+}
+
+
+def _combinations(fields: tuple) -> frozenset:
+    """
+    Every row of types that *fields* allow, that of the kind in front.
+    """
+    rows: list[tuple] = [(int,)]
+    for field in fields:
+        rows = [(*row, each) for row in rows for each in (field if type(field) is tuple else (field,))]
+    return frozenset(rows)
+
+
+_CHECKS = {kind: (_combinations(fields), tuple(_INSIDE.get(kind, {}).items())) for kind, fields in SHAPES.items()}
 
 
 def encode(message: tuple) -> bytes:
@@ -238,20 +253,13 @@ def decode(datagram: bytes) -> tuple:
         raise WireError(f"the body cannot be read: {error}") from None
     if type(message) is not tuple or not message or type(message[0]) is not int:
         raise WireError("the body is not a message")
-    shape = SHAPES.get(message[0])
-    if shape is None:
+    checks = _CHECKS.get(message[0])
+    if checks is None:
         raise WireError(f"unknown kind {message[0]}")
-    if len(message) != len(shape) + 1:
-        raise WireError(f"kind {message[0]} has {len(shape)} fields, not {len(message) - 1}")
-    for field, value in zip(shape, message[1:]):
-        if field is int:
-            right = type(value) is int
-        elif type(field) is tuple:
-            right = type(value) in field
-        elif type(field) is type:
-            right = type(value) is field
-        else:
-            right = field(value)  # type: ignore[operator]
-        if not right:
-            raise WireError(f"kind {message[0]}: a field has the wrong form")
+    if tuple(map(type, message)) not in checks[0]:
+        raise WireError(f"kind {message[0]}: a field is missing, is too many, or has the wrong type")
+    for index, check in checks[1]:
+        value = message[index]
+        if value is not None and not check(value):
+            raise WireError(f"kind {message[0]}: field {index} has the wrong form")
     return message

@@ -1,0 +1,81 @@
+"""
+The zygote's epoll set and its timers.
+
+Runs in: zygote.
+Never: waits for anything but the set.
+"""
+
+import os
+import select
+import sys
+import time
+
+WATCHED = select.EPOLLIN | select.EPOLLRDHUP
+HUNG_UP = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
+
+
+class Loop:
+    """
+    Calls ``method(subject, events)`` for descriptors that are ready, and ``on_due(subject)`` for subjects whose time has come.
+
+    An event may be stale: an earlier one of the same turn may have closed its descriptor and something else may have
+    got the number since. So a method looks before it believes: what is ready may turn out not to be.
+    """
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.watched: dict[int, tuple] = {}  # fd -> (method, subject)
+        self.due: dict[object, float] = {}  # subject -> monotonic time
+
+    def watch(self, fd: int, method, subject) -> None:  # noqa: ANN001 - a callable and its first argument
+        """
+        Call *method* when *fd* is readable or hung up.
+        """
+        self.epoll.register(fd, WATCHED)
+        self.watched[fd] = (method, subject)
+
+    def close(self, fd: int) -> None:
+        """
+        Close *fd*, watched or not. A duplicate of it may live elsewhere, so closing alone would not end the watch.
+        """
+        if self.watched.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+        os.close(fd)
+
+    def turn(self, longest: float = -1) -> None:
+        """
+        Wait for an event, a due time, or *longest* seconds (-1: no limit); do what is ready.
+        """
+        timeout = longest
+        if self.due:
+            left = max(0.0, min(self.due.values()) - time.monotonic())
+            timeout = left if longest < 0 else min(left, longest)
+        for fd, events in self.epoll.poll(timeout):
+            entry = self.watched.get(fd)
+            if entry is not None:  # else unwatched by an earlier event of this turn
+                try:
+                    entry[0](entry[1], events)
+                except Exception as error:  # noqa: BLE001 - one session's trouble, even a bug, stays that session's
+                    self.on_trouble(entry[1], error)
+        if self.due:
+            now = time.monotonic()
+            for subject in [subject for subject, due in self.due.items() if due <= now]:
+                self.due.pop(subject, None)
+                try:
+                    self.on_due(subject)
+                except Exception as error:  # noqa: BLE001
+                    self.on_trouble(subject, error)
+
+    def on_due(self, subject) -> None:  # noqa: ANN001
+        """
+        The time of *subject* has come.
+        """
+        raise NotImplementedError
+
+    def on_trouble(self, subject, error: Exception) -> None:  # noqa: ANN001
+        """
+        A method has failed for *subject*. What is not the system's doing is kept where the application reads a boot error.
+        """
+        del subject
+        if not isinstance(error, (OSError, MemoryError)):
+            sys.__excepthook__(type(error), error, error.__traceback__)

@@ -1,0 +1,367 @@
+"""
+The command line: `safespawn demo` and `safespawn status`.
+
+What goes wrong is told in a sentence on stderr. Exit codes: 0 all well; 1 not, the text says what; 2 usage; 130 Ctrl-C.
+
+Runs in: an application of its own, main thread.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import safespawn
+
+SHOWN_LINES = 4
+SHOWN_CHILDREN = 20
+SHOWN_WIDTH = 100
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """
+    Do what the command line says.
+
+    Args:
+        arguments: Without the program's name; None for this process's own.
+
+    Returns:
+        The exit code.
+    """
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.action(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read has seen enough: `safespawn status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (OSError, safespawn.errors.SafespawnError) as error:
+        print(f"safespawn: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    The command line's grammar.
+    """
+    parser = argparse.ArgumentParser(prog="safespawn", description="Start processes from a clean helper process.")
+    parser.add_argument("--version", action="version", version=f"safespawn {safespawn.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="run a real command under load, beside the standard library",
+        description="Run `ss -tn` many times: one by one, from threads while foreign forks happen, in event loops; "
+        "beside the standard library. Exit code 0 if safespawn's rows are clean.",
+    )
+    demo.add_argument("--calls", type=whole_number, default=400, help="calls in each row (default: %(default)s)")
+    demo.add_argument(
+        "--seconds", type=whole_number, default=4, help="no new calls after so long, in each row (default: %(default)s)"
+    )
+    demo.set_defaults(action=show_demo)
+    status = commands.add_parser(
+        "status",
+        help="show the helper processes (zygotes) of this user and what they run",
+        description="Show every zygote of this user (root: of everybody): whose it is, and what it runs.",
+    )
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(action=show_status)
+    return parser
+
+
+def whole_number(text: str) -> int:
+    """
+    An option's value: a number from 1 up.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted, not {text!r}")
+    return int(text)
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+def show_demo(options: argparse.Namespace) -> int:
+    """
+    Print some real output, then the table.
+    """
+    import importlib.util
+
+    from safespawn import _demo
+
+    ways = [way for way in _demo.WAYS if way != "trio" or importlib.util.find_spec("trio") is not None]
+    cells = []
+    with connection():
+        command = real_command()
+        print(f"The same command again, up to {options.calls} times in each row. A call over 1 s counts as blocked.\n")
+        print(demo_row(("", "", "calls", "blocked", "slowest", "left over: processes", "fds")))
+        for way in ways:
+            for library in _demo.LIBRARIES:
+                cell = _demo.ask(library, way, options.calls, options.seconds, command)
+                cells.append(cell)
+                print(demo_row(cell_words(cell, _demo.WAYS[way])), flush=True)
+    ours = [cell for cell in cells if cell.library == "safespawn"]
+    theirs = [cell for cell in cells if cell.library != "safespawn"]
+    print(
+        f"\nBlocked calls: safespawn {sum(cell.blocked for cell in ours)} of {sum(cell.calls for cell in ours)}, "
+        f"the others {sum(cell.blocked for cell in theirs)} of {sum(cell.calls for cell in theirs)}."
+    )
+    for cell in cells:
+        why = cell.error or (cell.trouble and f"{cell.wrong} calls went wrong: {cell.trouble}")
+        if why:
+            print(f"{cell.library}, {_demo.WAYS[cell.way]}: {why}")
+    if all(cell.clean for cell in ours):
+        return 0
+    print("safespawn's rows are NOT clean.")
+    return 1
+
+
+def real_command() -> list[str]:
+    """
+    The demo's command: `ss -tn`, or where that does not work, the file that it reads. Shows its output.
+    """
+    for command in (["ss", "-tn"], ["cat", "/proc/net/tcp"]):
+        try:
+            done = safespawn.run(command, capture_output=True, text=True, timeout=10)
+        except (safespawn.errors.SpawnError, safespawn.errors.TimeoutExpired) as error:
+            print(f"{' '.join(command)} does not run here: {str(error).partition(chr(10))[0]}")
+            continue
+        if done.returncode == 0:
+            lines = done.stdout.splitlines()
+            print(f"safespawn.run({command!r}, capture_output=True, text=True)")
+            print(f"  pid {done.pid}, {done.duration * 1000:.1f} ms, {len(lines)} lines:")
+            for line in lines[:SHOWN_LINES]:
+                print(f"    {line.rstrip()}")
+            print()
+            return command
+    raise OSError("neither `ss -tn` nor `cat /proc/net/tcp` works here")
+
+
+class connection:  # noqa: N801 - a context manager, named as one reads it
+    """
+    One TCP connection of this process to itself, so that there is something to list.
+    """
+
+    def __enter__(self) -> None:
+        import socket
+
+        self._sockets: list[Any] = []
+        try:
+            listener = socket.create_server(("127.0.0.1", 0))
+            self._sockets.append(listener)
+            self._sockets.append(socket.create_connection(listener.getsockname()))
+            self._sockets.append(listener.accept()[0])
+        except OSError:
+            return  # a machine without IPv4: then the list may be empty
+
+    def __exit__(self, *_error: object) -> None:
+        for each in self._sockets:
+            each.close()
+
+
+def demo_row(words: Iterable[str]) -> str:
+    """
+    One line of the table.
+    """
+    way, library, calls, blocked, slowest, processes, fds = words
+    return f"  {way:<31}{library:<12}{calls:>6}{blocked:>9}{slowest:>11}{processes:>22}{fds:>5}"
+
+
+def cell_words(cell: Any, way: str) -> tuple[str, ...]:
+    """
+    What stands in a cell's row.
+    """
+    loop = cell.way.partition("-")[0]
+    library = loop if cell.library == "subprocess" and loop in ("asyncio", "trio") else cell.library
+    if cell.error:
+        return (way, library, "-", "-", "-", "-", "-")
+    slowest = f"{cell.slowest:.2f} s" if cell.slowest >= 1 else f"{cell.slowest * 1000:.0f} ms"
+    return (way, library, str(cell.calls), str(cell.blocked), slowest, str(cell.processes), str(cell.fds))
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+def show_status(options: argparse.Namespace) -> int:
+    """
+    Print what there is.
+    """
+    zygotes = find_zygotes()
+    if options.json:
+        import json
+
+        print(json.dumps({"zygotes": zygotes}, indent=2))
+    elif not zygotes:
+        print("No safespawn zygote runs here" + ("." if os.geteuid() == 0 else " as this user."))
+    for zygote in [] if options.json else zygotes:
+        print("\n".join(status_lines(zygote)))
+    return 0
+
+
+def status_lines(zygote: dict[str, Any]) -> Iterator[str]:
+    """
+    One zygote, for reading.
+    """
+    application, warden = zygote["application"], zygote["warden"]
+    yield f"application {application['pid']}: {one_line(application['command'] or 'has ended')}"
+    kind = "keeps its children (detach=True)" if warden is None else f"warden {warden['pid']}"
+    figures = (
+        f"up {duration(zygote['uptime_seconds'])}",
+        counted(zygote["descriptors"], "descriptor"),
+        f"{megabytes(zygote['rss_bytes'])} resident",
+        f"state {zygote['state']}",
+    )
+    yield f"  zygote {zygote['pid']}, {kind}: {', '.join(figures)}"
+    children = zygote["children"]
+    yield f"  {counted(len(children), 'child', 'children')}"
+    for child in children[:SHOWN_CHILDREN]:
+        note = " (ended, not yet collected)" if child["state"] == "Z" else ""
+        yield f"    {child['pid']:>8}  {duration(child['age_seconds']):>8}  {one_line(child['command'])}{note}"
+    if len(children) > SHOWN_CHILDREN:
+        yield f"    and {len(children) - SHOWN_CHILDREN} more; --json shows all"
+
+
+def one_line(command: str) -> str:
+    """
+    A command line, or the beginning of a long one.
+    """
+    text = " ".join(command.split())
+    return text if len(text) <= SHOWN_WIDTH else text[: SHOWN_WIDTH - 3] + "..."
+
+
+def counted(number: int | None, one: str, many: str = "") -> str:
+    """
+    "1 child", "2 children"; a number that may not be known.
+    """
+    if number is None:
+        return f"{many or one + 's'} unknown"
+    return f"{number or 'no'} {one if number == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """
+    A time as people write it.
+    """
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def megabytes(size: int | None) -> str:
+    """
+    A size as people write it.
+    """
+    return "?" if size is None else f"{size / 2**20:.1f} MiB"
+
+
+def find_zygotes() -> list[dict[str, Any]]:
+    """
+    Every zygote of this user, root's view: of everybody, from one pass over /proc.
+
+    A process is one by its name and its arguments: ``PYTHON -I -S .../_zygote FD APPLICATION own|keep``. The warden has
+    the same arguments and another name; a forked child of the zygote, before its exec, has both and a zygote as parent.
+
+    Source: proc(5).
+    """
+    table = {facts["pid"]: facts for facts in scan()}
+    found = []
+    for facts in table.values():
+        words = facts["words"]
+        parent = table.get(facts["parent"])
+        if facts["comm"] != "safespawn" or not is_zygote(words) or (parent and parent["comm"] == "safespawn"):
+            continue
+        application = table.get(int(words[-2]))
+        warden = parent if parent is not None and parent["comm"] == "safespawn-wardn" else None
+        found.append(
+            {
+                "pid": facts["pid"],
+                "application": {
+                    "pid": int(words[-2]),
+                    "command": None if application is None else application["command"],
+                },
+                "warden": None if warden is None else {"pid": warden["pid"], "rss_bytes": warden["rss_bytes"]},
+                "keeps_children": words[-1] == "keep",
+                "state": facts["state"],
+                "uptime_seconds": facts["age_seconds"],
+                "descriptors": facts["descriptors"](),
+                "rss_bytes": facts["rss_bytes"],
+                "children": [
+                    {key: child[key] for key in ("pid", "command", "age_seconds", "state", "rss_bytes")}
+                    for child in table.values()
+                    if child["parent"] == facts["pid"]
+                ],
+            }
+        )
+    return found
+
+
+def is_zygote(words: list[str]) -> bool:
+    """
+    Whether a command line is a zygote's, or its warden's.
+    """
+    return (
+        len(words) > 5
+        and words[-1] in ("own", "keep")
+        and words[-2].isdecimal()
+        and os.path.basename(words[-4].rstrip("/")) == "_zygote"
+    )
+
+
+def scan() -> Iterator[dict[str, Any]]:
+    """
+    What /proc says of each process of this user.
+    """
+    user = os.geteuid()
+    ticks = os.sysconf("SC_CLK_TCK")
+    page = os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/uptime", "rb") as file:
+        up = float(file.read().split()[0])
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        directory = f"/proc/{name}"
+        try:
+            if user not in (0, os.stat(directory).st_uid):
+                continue
+            text = read(f"{directory}/stat")
+            words = [os.fsdecode(word) for word in read(f"{directory}/cmdline").split(b"\0")[:-1]]
+        except OSError:
+            continue  # it ended while we looked
+        fields = text[text.rindex(b")") + 2 :].split()
+        comm = os.fsdecode(text[text.index(b"(") + 1 : text.rindex(b")")])
+        yield {
+            "pid": int(name),
+            "comm": comm,
+            "words": words,
+            "command": " ".join(words) or f"[{comm}]",
+            "state": fields[0].decode(),
+            "parent": int(fields[1]),
+            "age_seconds": round(max(0.0, up - int(fields[19]) / ticks), 2),
+            "rss_bytes": int(fields[21]) * page,
+            "descriptors": descriptors_of(directory),
+        }
+
+
+def read(path: str) -> bytes:
+    """
+    The whole of a small file.
+    """
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def descriptors_of(directory: str) -> Callable[[], int | None]:
+    """
+    Counts the open descriptors of a process; for zygotes only, it is the dear part of the look.
+    """
+
+    def count() -> int | None:
+        try:
+            return len(os.listdir(f"{directory}/fd"))
+        except OSError:
+            return None
+
+    return count

@@ -1,0 +1,97 @@
+"""
+What tests say to and about child processes.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
+PYTHON = [sys.executable, "-I", "-S"]
+STATUS = ["cat", "/proc/self/status"]
+
+
+def program(name, *arguments):
+    """
+    The command line of a file in tests/programs.
+    """
+    return [*PYTHON, os.path.join(PROGRAMS, name), *map(str, arguments)]
+
+
+def fields(text):
+    """
+    The lines of /proc/PID/status as a mapping.
+    """
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in os.fsdecode(text).splitlines())}
+
+
+def signals(mask):
+    """
+    The signals in a mask of /proc/PID/status.
+    """
+    bits = int(mask, 16)
+    return {number for number in range(1, 65) if bits >> (number - 1) & 1}
+
+
+def state(pid):
+    """
+    The state letter of a process; None when it is gone.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def survivors(pids, seconds=1.0):
+    """
+    Those of *pids* that still run after *seconds*, or as soon as there is none.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = [pid for pid in pids if state(pid) not in (None, "Z", "X")]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.002)
+
+
+def wait_reaped(pid, seconds=2.0):
+    """
+    Reap an orphan that comes to this process, the subreaper.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return True
+        time.sleep(0.002)
+    return False
+
+
+async def both(face, args, **options):
+    """
+    The outcomes of `subprocess.run` and of the face's `run`, in a form that can be compared.
+    """
+    try:
+        theirs = _result(subprocess.run(args, check=options.pop("check", False), **options))
+    except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
+        theirs = error
+    try:
+        ours = _result(await face.run(args, **options))
+    except Exception as error:  # noqa: BLE001 - compared by the caller
+        ours = error
+    if isinstance(theirs, Exception) and isinstance(ours, type(theirs)):
+        return _facts(theirs), _facts(ours)
+    return theirs, ours
+
+
+def _result(completed):
+    return completed.returncode, completed.stdout, completed.stderr
+
+
+def _facts(error):
+    names = ("errno", "strerror", "filename", "returncode", "cmd", "timeout", "stdout", "stderr")
+    return {name: getattr(error, name) for name in names if hasattr(error, name)}
