@@ -1,6 +1,7 @@
 """
-Options that only the child itself can carry out, in an application with much memory: the standard library forks the
-application (page tables and all), safespawn forks its small zygote.
+Options that only the child itself can carry out, in an application with much memory.
+
+The standard library forks the application, page tables and all; safespawn forks its small zygote.
 """
 
 import mmap

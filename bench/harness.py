@@ -1,8 +1,8 @@
 """
 What every subject of the benchmark shares: a figure, paired rounds, and reading /proc.
 
-Ours and theirs are measured in turns, in the same process and the same seconds, and a ratio is the median of the rounds'
-ratios: so another load on the machine hits both, and a single hiccup neither.
+Ours and theirs are measured in turns, in the same process and the same seconds, and a ratio is the median of the
+rounds' ratios: so another load on the machine hits both, and a single hiccup neither.
 """
 
 import dataclasses

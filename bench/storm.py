@@ -18,7 +18,8 @@ def measure(*, quick: bool, resident_mib: int) -> list[Figure]:
         f"of {ours.calls}, slowest {ours.slowest * 1000:.0f} ms, {ours.copies} copies; subprocess: {theirs.blocked} of "
         f"{theirs.calls} ({theirs.blocked / max(1, theirs.calls):.0%}), slowest {theirs.slowest:.2f} s {theirs.error}"
     )
-    left = f"{ours.processes} processes, {ours.fds} descriptors left over; {ours.trouble or ours.error or 'all outputs right'}"
+    trouble = ours.trouble or ours.error or "all statuses right"
+    left = f"{ours.processes} processes, {ours.fds} descriptors left over; {trouble}"
     short = 0 if ours.calls == calls else calls - ours.calls
     return [
         Figure("safespawn's calls over 1 s", ours.blocked, "calls", "<= 0", detail),

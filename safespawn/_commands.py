@@ -24,7 +24,7 @@ from safespawn._core.options import (
     text_mode,
 )
 from safespawn._core.spec import SpawnSpec
-from safespawn._core.status import CompletedProcess, Outcome, struct_rusage
+from safespawn._core.status import CompletedProcess, Outcome
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
 from safespawn.errors import BadArgument, BadArgumentType, CalledProcessError, OutputLimitExceeded, TimeoutExpired
@@ -50,7 +50,9 @@ def prepare(  # noqa: PLR0913 - the options of run, by name
     """
     Check everything that `run` takes: the spec, the command's options, the text mode, and whether to check the status.
     """
-    decoder = text_mode(text, encoding, errors, universal_newlines)
+    decoder = None
+    if text is not None or encoding is not None or errors is not None or universal_newlines is not None:
+        decoder = text_mode(text, encoding, errors, universal_newlines)
     deadline = None if timeout is None else deadline_after(timeout, time.monotonic())
     given = None if input is None else input_bytes(input, decoder)
     if capture_output:
@@ -115,6 +117,9 @@ def audit(args: Any, options: Mapping[str, Any]) -> None:
     """
     Tell the audit hooks of this start, as subprocess does: with the command as the user wrote it.
     """
+    if not options and type(args) is list:
+        sys.audit("subprocess.Popen", args[0], args, None, None)
+        return
     get = options.get
     if get("shell"):
         args = [SHELL, "-c", args] if isinstance(args, (str, bytes)) else [SHELL, "-c", *args]
@@ -135,7 +140,7 @@ def finish(args: Any, ended: Outcome, command: CommandOptions, text: Text | None
         ended.stderr if text is None else text.decode(ended.stderr),
         pid=ended.pid,
         duration=ended.duration,
-        rusage=struct_rusage(ended.usage),
+        usage=ended.usage,
         held_by=ended.held_by,
     )
     if check and ended.returncode:

@@ -6,16 +6,16 @@ Runs in: application, any thread; the async ones in a task.
 
 from typing import Any, Unpack
 
-from safespawn._commands import RunOptions
+from safespawn._commands import RunOptions, arun_on, run_on
 from safespawn._core.status import CompletedProcess
-from safespawn.supervisor import Supervisor, default_supervisor
+from safespawn.supervisor import Supervisor, current_engine, default_supervisor
 
 
 def run(args: Any, **options: Unpack[RunOptions]) -> CompletedProcess:
     """
     `Supervisor.run` of the current supervisor.
     """
-    return default_supervisor().run(args, **options)
+    return run_on(current_engine(), args, options)
 
 
 def call(args: Any, **options: Unpack[RunOptions]) -> int:
@@ -43,7 +43,7 @@ async def arun(args: Any, **options: Unpack[RunOptions]) -> CompletedProcess:
     """
     `Supervisor.arun` of the current supervisor.
     """
-    return await default_supervisor().arun(args, **options)
+    return await arun_on(current_engine(), args, options)
 
 
 async def acheck_output(args: Any, **options: Unpack[RunOptions]) -> Any:

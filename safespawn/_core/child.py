@@ -157,38 +157,43 @@ def send_request(connection: Connection, spec: SpawnSpec, ambient: Any) -> None:
     except OSError as error:
         raise spawn_error(error.errno or errno.EIO, ".", stage="cwd", argv=spec.argv) from None
     try:
-        _send_request(connection, spec, ambient, carried, directory_fd)
+        spec = handed_down(spec)
+        streams = spec.streams
+        fds = (directory_fd, *streams) if min(streams) >= 0 else (directory_fd, *[fd for fd in streams if fd >= 0])
+        connection.send(request(spec, ambient, carried), (*fds, *spec.pass_fds))
     except (BrokenPipeError, ConnectionResetError):
         raise
     except OSError as error:
-        opened = without_closed(spec)
-        if error.errno == errno.EBADF and opened.streams != spec.streams:
-            _send_request(connection, opened, ambient, carried, directory_fd)
-            connection.ambient = ambient.carried
-            return
         raise spawn_error(error.errno or errno.EIO, None, stage="fds", argv=spec.argv) from None
     finally:
         os.close(directory_fd)
     connection.ambient = ambient.carried
 
 
-def _send_request(connection: Connection, spec: SpawnSpec, ambient: Any, carried: object, directory_fd: int) -> None:
-    fds = [fd for fd in spec.streams if fd >= 0]
-    connection.send(request(spec, ambient, carried), (directory_fd, *fds, *spec.pass_fds))
-
-
-def without_closed(spec: SpawnSpec) -> SpawnSpec:
+def handed_down(spec: SpawnSpec) -> SpawnSpec:
     """
-    *spec* with /dev/null in the place of the application's own standard streams that are closed.
+    *spec* with /dev/null in the place of the application's own standard streams that no child would inherit.
+
+    Those are the closed ones; and what took such a number later, a descriptor of this library's own, say: like all
+    that Python opens it is not inheritable.
     """
-    streams = list(spec.streams)
+    streams = spec.streams
+    try:
+        if all(map(os.get_inheritable, (0, 1, 2))):
+            return spec
+    except OSError:
+        pass  # one is closed: look at each
     for number in (0, 1, 2):
-        if streams[number] == number:
-            try:
-                os.fstat(number)
-            except OSError:
-                streams[number] = wire.NULL
-    return attrs.evolve(spec, streams=tuple(streams))
+        if streams[number] == number and not _inheritable(number):
+            streams = (*streams[:number], wire.NULL, *streams[number + 1 :])
+    return spec if streams is spec.streams else attrs.evolve(spec, streams=streams)
+
+
+def _inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
@@ -207,15 +212,17 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
     connection = child.connection
     late: float | None = child.started + LATE_SECONDS
     limit = child.started + ANSWER_SECONDS
+    interest = {connection.socket.fileno(): READ}
     while True:
-        ready = yield {connection.fileno(): READ}, earliest(deadline, late, limit)
+        until = limit if late is None else late
+        ready = yield interest, until if deadline is None or deadline > until else deadline
         if not ready:
             now = time.monotonic()
-            if deadline is not None and now >= deadline:
+            if now >= child.started + LATE_SECONDS:
                 connection.zygote.suspect()
+                late = None
+            if deadline is not None and now >= deadline:
                 raise TimeoutError
-            connection.zygote.suspect()
-            late = None
             if now >= limit:
                 raise child.unresponsive("before start", now - child.started)
             continue
@@ -232,7 +239,8 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
         if kind == wire.STARTED and fds:
             child.pid, child.pidfd = message[1], fds[0]
             return fds[1:]
-        close_all(fds)
+        if fds:
+            close_all(fds)
         if kind == wire.EXITED:
             note_exit(child, message)
             return []

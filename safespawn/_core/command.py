@@ -34,7 +34,7 @@ from safespawn._core.connection import Connection
 from safespawn._core.flow import READ, Flow, earliest
 from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
-from safespawn._core.status import Outcome
+from safespawn._core.status import Outcome, decode_status
 from safespawn._core.transfer import Drain, Feed, LimitReached, Streams
 from safespawn._zygote import wire
 from safespawn.errors import OutputLimitExceeded, SafespawnError, TimeoutExpired
@@ -46,6 +46,11 @@ class Engine(Protocol):
     """
     Where connections come from and go back to; `safespawn._drive.engine.Engine`.
     """
+
+    def lease_nowait(self, *, detached: bool = False) -> tuple[Connection, Any] | None:
+        """
+        As `lease_flow`, if nothing must be waited for.
+        """
 
     def lease_flow(
         self, *, detached: bool = False, deadline: float | None = None, patient: bool = False
@@ -120,7 +125,10 @@ def launch_flow(
         The child and the application's pipe ends, the caller's to close; and its connection to return.
     """
     while True:
-        connection, ambient = yield from engine.lease_flow(detached=spec.detached, deadline=deadline, patient=patient)
+        leased = engine.lease_nowait(detached=spec.detached)
+        if leased is None:
+            leased = yield from engine.lease_flow(detached=spec.detached, deadline=deadline, patient=patient)
+        connection, ambient = leased
         child = Child(connection, spec, time.monotonic())
         try:
             send_request(connection, spec, ambient)
@@ -179,10 +187,11 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
         healthy = True
         return outcome(child, streams, held_by)
     finally:
-        if streams is not None:
+        if streams is not None and streams is not NO_STREAMS:
             streams.close()
         if child is not None:
-            child.close()
+            if child.pidfd >= 0:
+                child.close()
             if healthy:
                 engine.give_back(child.connection)
             else:
@@ -325,6 +334,5 @@ def outcome(child: Child, streams: Streams, held_by: tuple[int, ...]) -> Outcome
     """
     stdout, stderr = (None, None) if streams is NO_STREAMS else results(streams)
     ended = child.ended if child.ended is not None else time.monotonic()
-    returncode = child.returncode
-    assert returncode is not None  # noqa: S101 - only called after the exit
-    return Outcome(returncode, stdout, stderr, child.pid, ended - child.started, child.usage, held_by)
+    assert child.status is not None  # noqa: S101 - only called after the exit
+    return Outcome(decode_status(child.status), stdout, stderr, child.pid, ended - child.started, child.usage, held_by)

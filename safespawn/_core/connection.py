@@ -60,16 +60,13 @@ class Connection:
         if len(data) > wire.INLINE_BYTES:
             header, body_fd = wire.to_memfd(data)
             try:
-                self._send(header, (body_fd, *fds))
+                rights = pack(f"{len(fds) + 1}i", body_fd, *fds)
+                self.socket.sendmsg((header,), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights),), _socket.MSG_NOSIGNAL)
             finally:
                 os.close(body_fd)
-        else:
-            self._send(data, fds)
-
-    def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
-        if fds:
+        elif fds:
             rights = pack(f"{len(fds)}i", *fds)
-            self.socket.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL)
+            self.socket.sendmsg((data,), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights),), _socket.MSG_NOSIGNAL)
         else:
             self.socket.send(data, _socket.MSG_NOSIGNAL)
 
@@ -167,3 +164,9 @@ def give_up_write_ends() -> None:
             os.dup2(null_fd, fd, inheritable=False)
         os.close(null_fd)
         _write_ends.clear()
+
+
+if "SAFESPAWN_FAILPOINTS" in os.environ:  # in tests
+    from safespawn._core.failpoints import arm
+
+    arm(Connection)

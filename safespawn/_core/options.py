@@ -188,7 +188,8 @@ def _argv(args: Any, *, shell: bool) -> tuple[bytes, ...]:
         raise BadArgument("the command is empty", parameter="args", value=args, help='write ["program", "argument"]')
     argv = tuple([_bytes(f"args[{index}]", word) for index, word in enumerate(words)])
     if not shell and not argv[0]:  # as with subprocess, which finds a directory; Python's own exec refuses such an argv
-        raise spawn_error(errno.EACCES, "", stage="exec", argv=argv, known=("the program's name, args[0], is empty",))
+        fact, advice = "the program's name, args[0], is empty", "put the program's name first in the list"
+        raise spawn_error(errno.EACCES, "", stage="exec", argv=argv, known=(fact,), help=advice)
     return (SHELL.encode(), b"-c", *argv) if shell else argv
 
 

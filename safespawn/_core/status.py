@@ -7,18 +7,13 @@ Runs in: application, any thread.
 import os
 import resource
 import subprocess
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 Usage = tuple[float, ...]  # the sixteen fields of getrusage(2), in order
 
 
-def decode_status(status: int) -> int:
-    """
-    subprocess's returncode for a raw wait status: the exit code, or -N for signal N.
-    """
-    return os.waitstatus_to_exitcode(status)
+# subprocess's returncode for a raw wait status: the exit code, or -N for signal N.
+decode_status = os.waitstatus_to_exitcode
 
 
 def struct_rusage(usage: Usage | None) -> resource.struct_rusage | None:
@@ -54,14 +49,24 @@ class CompletedProcess(subprocess.CompletedProcess[Any]):
         *,
         pid: int = 0,
         duration: float = 0.0,
-        rusage: resource.struct_rusage | None = None,
+        usage: Usage | None = None,
         held_by: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(args, returncode, stdout, stderr)
+        self.args = args
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
         self.pid = pid
         self.duration = duration
-        self.rusage = rusage
         self.held_by = held_by
+        self._usage = usage
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """
+        Resources used, or None where nobody could say.
+        """
+        return struct_rusage(self._usage)
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -82,8 +87,7 @@ class CompletedProcess(subprocess.CompletedProcess[Any]):
             )  # fmt: skip
 
 
-@attrs.frozen(slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """
     What a command flow ends with, before the face makes it a `CompletedProcess`.
     """

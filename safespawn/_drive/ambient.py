@@ -6,7 +6,7 @@ limit, CPU set or ignored signal goes along with each request (the larger part o
 of the zygote could not take on (another user, dropped capabilities, a new root or namespace) calls for a new zygote,
 started from the application as it is: `Ambient.world` says when.
 
-Runs in: application, any thread. Measured: 11 us a call, 6 without the right to change namespaces.
+Runs in: application, any thread. Measured: 12 us a call when hot, 8 without the right to change namespaces.
 Source: proc_pid_status(5), namespaces(7).
 """
 
@@ -14,7 +14,7 @@ import functools
 import os
 import resource
 import signal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and isinstance(value, int)})
@@ -60,10 +60,8 @@ class Observer:
             self._namespaces_fd = -1
         self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
         self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
-        self._carried: Carried | None = None
-        self._limits: list[tuple[int, int]] = []
-        self._marks: tuple[tuple[bytes, ...], bool] = ((), True)
-        self._cpus: tuple[set[int], tuple[int, ...]] = (set(), ())
+        self._asked: tuple[str, ...] = self._namespaces
+        self._last: tuple[tuple[object, ...], Ambient] | None = None
 
     def _can_read(self, name: str) -> bool:
         """
@@ -86,64 +84,54 @@ class Observer:
 
     def look(self) -> Ambient:
         """
-        The application as it is now.
+        The application as it is now; the very object of the last look, if nothing has changed since.
         """
-        umask, ignored, marks = self._status()
+        text = os.pread(self._status_fd, 4096, 0)
+        # The two stretches that matter: before the memory's figures, and from the ignored signals to the seccomp mode.
+        start = text.find(b"\nSigIgn:")
+        seen = (
+            text[: text.find(b"\nVmPeak:")],
+            text[start : text.find(b"\nSpeculation", start)],
+            list(map(resource.getrlimit, _LIMITS)),
+            os.sched_getaffinity(0),
+            os.getpriority(os.PRIO_PROCESS, 0),
+            os.getpgrp(),
+            os.getsid(0),
+            *map(self._read_namespace, self._asked),
+        )
+        root = os.stat("/")[1:3] if self._asked else ()
         environ = getattr(os.environ, "_data", None)
         if type(environ) is not dict:  # replaced by something else: what counts is what it says
             environ = {os.fsencode(key): os.fsencode(value) for key, value in os.environ.items()}
-        limits = list(map(resource.getrlimit, _LIMITS))
-        rest = (self._cpu_set(), os.getpriority(os.PRIO_PROCESS, 0), os.getpgrp())
-        carried = self._carried
-        if carried is None or self._limits != limits or carried[0] != environ or carried[2:] != rest:
-            rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
-            carried = self._carried = (dict(environ), rows, *rest)
-            self._limits = limits
-        return Ambient(carried, umask, ignored, self._world(marks))
+        last = self._last
+        if last is not None and last[0] == (seen, root) and last[1].carried[0] == environ:
+            return last[1]
+        return self._learn(seen, root, environ, text)
 
-    def _cpu_set(self) -> tuple[int, ...]:
-        cpus = os.sched_getaffinity(0)
-        known, ordered = self._cpus
-        if cpus != known:
-            ordered = tuple(sorted(cpus))
-            self._cpus = (cpus, ordered)
-        return ordered
-
-    def _status(self) -> tuple[int, tuple[int, ...], tuple[bytes, ...]]:
+    def _learn(
+        self, seen: tuple[Any, ...], root: tuple[int, ...], environ: dict[bytes, bytes], text: bytes
+    ) -> Ambient:
         """
-        Umask, ignored signals, and all that says with whose rights this process runs.
+        Something has changed: read it all.
 
-        Cut out by position, in the order in which the kernel writes the lines: a quarter of a regular expression's time.
+        Namespaces and root are asked about only while this process has the right to change them; without it, a change
+        of them shows as a change of the capabilities.
         """
-        text = os.pread(self._status_fd, 8192, 0)
-        umask = text.find(b"\nUmask:\t")
-        ids = text.find(b"\nUid:", umask)
-        size = text.find(b"\nFDSize:", ids)
-        groups = text.find(b"\nGroups:", size)
-        ignored = text.find(b"\nSigIgn:\t", groups)
-        rights = text.find(b"\nCapInh:", ignored)
-        rest = text.find(b"\nSpeculation", rights)
-        if not 0 <= umask < ids < size < groups < ignored < rights < rest:
-            return _status_slowly(text)
-        marks = (text[ids:size], text[groups : text.find(b"\n", groups + 1)], text[rights:rest])
-        mask = int(text[umask + 8 : text.find(b"\n", umask + 8)], 8)
-        return mask, _signals(int(text[ignored + 9 : text.find(b"\n", ignored + 9)], 16)), marks
-
-    def _world(self, marks: tuple[bytes, ...]) -> tuple[object, ...]:
-        """
-        All that makes a zygote of another time unfit. Only who may change root or namespaces is asked about those:
-        without the capability, a change of them shows as a change of the capabilities.
-        """
-        known, may_move = self._marks
-        if known != marks:
-            may_move = _may_move(marks)
-            self._marks = (marks, may_move)
-        if not may_move:
-            return (*marks, os.getsid(0))
-        root = os.stat("/")
-        return (*marks, os.getsid(0), root.st_dev, root.st_ino, *map(self._read_namespace, self._namespaces))
+        umask, ignored, marks = _parse(text)
+        limits, cpus, nice, group, session = seen[2:7]
+        rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
+        carried: Carried = (dict(environ), rows, tuple(sorted(cpus)), nice, group)
+        before = None if self._last is None else self._last[1]
+        if before is not None and before.carried == carried:
+            carried = before.carried
+        world = (*marks, session, seen[7:], root)
+        ambient = Ambient(carried, umask, ignored, world)
+        self._asked = self._namespaces if _may_move(marks) else ()
+        self._last = ((seen, root), ambient)
+        return ambient
 
 
+_MARKS = (b"Uid", b"Gid", b"Groups", b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb", b"NoNewPrivs", b"Seccomp")
 _MOVERS = (1 << 18) | (1 << 21)  # CAP_SYS_CHROOT, CAP_SYS_ADMIN
 
 
@@ -151,11 +139,8 @@ def _may_move(marks: tuple[bytes, ...]) -> bool:
     """
     Whether this process has the right to change its root or its namespaces.
     """
-    for line in b"\n".join(marks).splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"CapEff":
-            return bool(int(value, 16) & _MOVERS)
-    return True
+    capabilities = marks[_MARKS.index(b"CapEff")]
+    return not capabilities or bool(int(capabilities, 16) & _MOVERS)
 
 
 def _signals(mask: int) -> tuple[int, ...]:
@@ -163,16 +148,15 @@ def _signals(mask: int) -> tuple[int, ...]:
     return tuple([number for number in range(1, 65) if mask >> (number - 1) & 1]) if mask else ()
 
 
-def _status_slowly(text: bytes) -> tuple[int, tuple[int, ...], tuple[bytes, ...]]:
+def _parse(text: bytes) -> tuple[int, tuple[int, ...], tuple[bytes, ...]]:
     """
-    As `Observer._status`, for a kernel or an emulation that orders or names the lines otherwise.
+    Umask, ignored signals, and all that says with whose rights this process runs, from /proc/self/status.
     """
     fields = dict(line.split(b":", 1) for line in text.splitlines() if b":" in line)
     umask = fields.get(b"Umask")
-    if umask is None:
+    if umask is None:  # an emulation of Linux
         mask = os.umask(0o077)  # the only other way to read it; for a moment stricter, never laxer
         os.umask(mask)
     else:
         mask = int(umask, 8)
-    marks = tuple([fields.get(name, b"") for name in (b"Uid", b"Gid", b"Groups", b"CapEff", b"NoNewPrivs", b"Seccomp")])
-    return mask, _signals(int(fields.get(b"SigIgn", b"0"), 16)), marks
+    return mask, _signals(int(fields.get(b"SigIgn", b"0"), 16)), tuple([fields.get(name, b"") for name in _MARKS])

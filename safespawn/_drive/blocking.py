@@ -24,13 +24,14 @@ def drive(flow: Flow[T]) -> T:
     Returns:
         What the flow returns.
     """
-    waiter = _Waiter()
-    wait, send = waiter.wait, flow.send
+    waiter: _Waiter | None = None
+    send = flow.send
     try:
         want = next(flow)
+        waiter = _Waiter()
         while True:
             try:
-                ready = wait(want)
+                ready = waiter.wait(want)
             except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
                 want = flow.throw(error)
             else:

@@ -81,6 +81,19 @@ class Engine:
             observer = self._observer = Observer()
         return observer.look()
 
+    def lease_nowait(self, *, detached: bool = False) -> tuple[Connection, Ambient] | None:
+        """
+        As `lease_flow`, if the zygote is there, fits, and has an idle connection: as nearly always.
+        """
+        zygote = self._current.get(detached)
+        if zygote is None or not zygote.usable or self.pid != os.getpid() or self._observer is None:
+            return None
+        ambient = self._observer.look()
+        if zygote.world is not ambient.world and zygote.world != ambient.world:
+            return None
+        connection = zygote.lease_nowait()
+        return None if connection is None else (connection, ambient)
+
     def lease_flow(
         self, *, detached: bool = False, deadline: float | None = None, patient: bool = False
     ) -> Flow[tuple[Connection, Ambient]]:

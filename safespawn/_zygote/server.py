@@ -114,8 +114,29 @@ class Server(Loop):
         One session cannot go on: end it and its child; the others never notice.
         """
         super().on_trouble(subject, error)
-        if isinstance(subject, Session):
-            self.close_session(subject)
+        if not isinstance(subject, Session):
+            return
+        try:
+            if subject.connection is not None:
+                self.close_session(subject)
+                if subject.state != table.GONE:
+                    return  # its child ends by the table
+        except Exception as another:  # noqa: BLE001 - what fails for the second time is not tried again
+            super().on_trouble(subject, another)
+        self.bury(subject)
+
+    def bury(self, session: Session) -> None:
+        """
+        Let go of a session that the table cannot lead to its end, whatever an interrupted effect left: SIGKILL for the
+        child, which is reaped with the orphans then.
+        """
+        if self.by_pid.get(session.pid) is session:
+            system.kill_tree(session.pid)
+            del self.by_pid[session.pid]
+        session.state = table.GONE
+        self.drop_report(session)
+        self.unwatch(session)
+        self.forget(session)
 
     # --- what the descriptors say ------------------------------------------------------------------------------------
     def on_control(self, _subject: object, events: int) -> None:
@@ -255,8 +276,6 @@ class Server(Loop):
             return
         finally:
             ends.close_child()
-        if system.armed:
-            system.failpoint("zygote.after_spawn")
         session.ends = ends
         session.hold = flags & wire.HOLD != 0
         session.quiet = flags & wire.QUIET != 0 and not ends.given
@@ -265,9 +284,13 @@ class Server(Loop):
         session.usage = None
         self.by_pid[session.pid] = session
         try:
+            if system.armed:
+                system.failpoint("zygote.after_spawn")
             session.pidfd = os.pidfd_open(session.pid)
             self.event(session, table.LAUNCHED if session.report_fd >= 0 else table.EXECED)
         except OSError as error:  # EMFILE: a child that cannot be watched is none
+            if session.ends is None:
+                raise  # STARTED has been said
             self.undo_start(session)
             self.event(session, table.LAUNCH_FAILED, launch.LaunchError("watch", error.errno or errno.EIO))
 
@@ -319,10 +342,10 @@ class Server(Loop):
         """
         STARTED, with the pidfd and the application's pipe ends, which the zygote then no longer has.
         """
-        ends = session.ends
-        session.ends = None
         if system.armed:
             system.failpoint("zygote.before_started")
+        ends = session.ends
+        session.ends = None
         try:
             self.send(session, (wire.STARTED, session.pid, ends.mask), (session.pidfd, *ends.given))
         finally:

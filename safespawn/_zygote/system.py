@@ -158,29 +158,30 @@ def kill_all_children(own_pid: int, deadline: float) -> None:
 # --- failpoints ------------------------------------------------------------------------------------------------------
 # SAFESPAWN_FAILPOINTS="zygote.after_spawn=kill,zygote.before_pipes=errno:24" makes the named step fail, so that tests
 # can put a fault exactly there. Actions: kill, stop, exit, sleep:SECONDS, errno:NUMBER. With "#3" behind the action
-# only the third passage fails.
+# only the third passage fails. The names of those that did fail are written to the file SAFESPAWN_FAILPOINTS_LOG.
 FAILPOINTS = (
     "zygote.booted", "zygote.got_spawn", "zygote.before_pipes", "zygote.before_spawn", "zygote.after_spawn",
     "zygote.before_started", "zygote.after_started", "zygote.before_exited", "zygote.after_exited",
     "zygote.before_reap", "zygote.after_reap", "child.before_setup", "child.before_exec",
 )  # fmt: skip
+CLIENT_FAILPOINTS = ("client.before_send", "client.after_send", "client.before_recv", "client.after_recv")
 armed: dict[str, tuple[str, int]] = {}  # empty: callers do not even call
 _passages: dict[str, int] = {}
 
 
-def arm_failpoints(text: str) -> None:
+def arm_failpoints(text: str, points: tuple = FAILPOINTS) -> None:
     """
-    Read the failpoints from *text*, the value of SAFESPAWN_FAILPOINTS.
+    Read the failpoints from *text*, the value of SAFESPAWN_FAILPOINTS; arm those of *points*, this side's.
 
     Raises:
-        ValueError: A name that is not in `FAILPOINTS`.
+        ValueError: A name that neither side has.
     """
     for item in filter(None, text.split(",")):
         name, _, action = item.partition("=")
         action, _, passage = action.partition("#")
-        if name in FAILPOINTS:
+        if name in points:
             armed[name] = (action, int(passage or 0))
-        elif not name.startswith("client."):  # those of the application's side
+        elif name not in FAILPOINTS + CLIENT_FAILPOINTS:
             raise ValueError(f"no failpoint {name!r}")
 
 
@@ -192,6 +193,10 @@ def failpoint(name: str) -> None:
         action, passage = armed[name]
         _passages[name] = _passages.get(name, 0) + 1
         if not passage or passage == _passages[name]:
+            if path := os.environ.get("SAFESPAWN_FAILPOINTS_LOG"):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                os.write(fd, name.encode() + b"\n")
+                os.close(fd)
             fail(action)
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import pytest
-from support.children import PYTHON, both, program, survivors
+from support.children import ENV, PYTHON, both, program, survivors
 
 import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
@@ -406,9 +406,5 @@ async def test_sigpipe_ends_a_child_as_in_a_shell(face):
 
 async def test_the_arguments_of_the_audit_event(face):
     """Each start raises the audit event subprocess.Popen with the command, before it runs."""
-    result = await face.run(program("audit.py", face.name), stdout=PIPE, env={**os.environ, "PYTHONPATH": _package()})
+    result = await face.run(program("audit.py", face.name), stdout=PIPE, env=ENV)
     assert result.stdout == b"[('echo', ['echo', 'heard'], None, None)]\n"
-
-
-def _package():
-    return os.pathsep.join(sys.path)

@@ -12,7 +12,7 @@ from binascii import crc32
 
 from safespawn._zygote import wire
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 64 << 20  # little, because marshal fills what a damaged length asks for
 SAMPLES = (
     (wire.CONNECT,),
     (wire.KILL, 9, True),

@@ -2,14 +2,16 @@
 What tests say to and about child processes.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
 
+from support import leaks
+
 PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
 PYTHON = [sys.executable, "-I", "-S"]
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # for programs that load the package
 STATUS = ["cat", "/proc/self/status"]
 
 
@@ -58,17 +60,18 @@ def survivors(pids, seconds=1.0):
         time.sleep(0.002)
 
 
-def wait_reaped(pid, seconds=2.0):
+def reap_orphans(seconds=2.0):
     """
-    Reap an orphan that comes to this process, the subreaper.
+    Reap what a program that has exited left to this process, the subreaper, and what ends soon.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return True
+        orphans = [pid for pid, what in leaks.children().items() if "[Z]" in what]
+        for pid in orphans:
+            os.waitpid(pid, 0)
+        if not orphans and not any("safespawn" in what for what in leaks.strangers().values()):
+            return
         time.sleep(0.002)
-    return False
 
 
 async def both(face, args, **options):

@@ -112,6 +112,14 @@ def children(pid="self"):
     return found
 
 
+def strangers():
+    """
+    The children of this process without the default zygote's warden.
+    """
+    warden = level_default()[2]
+    return {pid: what for pid, what in children().items() if pid != warden}
+
+
 def describe(pid):
     """
     A process in words: name, state, command.
@@ -195,8 +203,8 @@ def end_strangers(before):
     for sup in list(supervisor._entered):
         sup.close()
     _, _, warden = level_default()
-    while strangers := [pid for pid in children() if pid not in before.children and pid != warden]:
-        for pid in strangers:
+    while left := [pid for pid in children() if pid not in before.children and pid != warden]:
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):

@@ -18,6 +18,7 @@ from safespawn._zygote import wire
 FUZZ = Path(__file__).parents[1] / "programs" / "fault_wire_fuzz.py"
 ROOT = Path(wire.__file__).parents[2]
 HEADER_BYTES = 8
+unhurried = settings(deadline=None)  # the machine may be busy with the tests beside
 
 # --- values of each field ---------------------------------------------------------------------------------------------
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -115,6 +116,7 @@ def test_a_strategy_exists_for_every_message():
     }
 
 
+@unhurried
 @given(messages)
 def test_every_message_round_trips(message):
     """What was encoded is decoded as it was, from bytes and from the bytearray that a socket filled."""
@@ -124,6 +126,7 @@ def test_every_message_round_trips(message):
     assert [type(field) for field in wire.decode(data)] == [type(field) for field in message]
 
 
+@unhurried
 @given(messages)
 def test_a_large_body_round_trips_through_a_memfd(message):
     """A body that was moved into a memfd comes back whole, and the descriptor stays the caller's."""
@@ -139,6 +142,7 @@ def test_a_large_body_round_trips_through_a_memfd(message):
         os.close(fd)
 
 
+@unhurried
 @given(st.binary(max_size=200))
 @example(b"")
 @example(b"ssp")
@@ -148,6 +152,7 @@ def test_arbitrary_bytes_are_no_message(data):
     assert judge(data) is None
 
 
+@unhurried
 @given(messages, st.data())
 def test_a_truncated_message_is_refused(message, data):
     """Every true prefix of a message is a WireError."""
@@ -155,6 +160,7 @@ def test_a_truncated_message_is_refused(message, data):
     assert judge(whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
 
 
+@unhurried
 @given(messages, st.data())
 def test_a_flipped_bit_is_noticed(message, data):
     """One wrong bit anywhere, in the header or in the body, is a WireError."""
@@ -164,6 +170,7 @@ def test_a_flipped_bit_is_noticed(message, data):
     assert judge(whole) is None
 
 
+@unhurried
 @given(messages, messages, st.data())
 def test_two_spliced_messages_are_refused(first, second, data):
     """The beginning of one message with the end of another one is one of the two, or a WireError."""
@@ -173,12 +180,14 @@ def test_two_spliced_messages_are_refused(first, second, data):
     assert judge(spliced) in (None, first, second)
 
 
+@unhurried
 @given(messages, st.binary(min_size=1, max_size=20))
 def test_bytes_behind_a_message_are_noticed(message, rest):
     """A message with something behind it does not match its checksum."""
     assert judge(wire.encode(message) + rest) is None
 
 
+@unhurried
 @given(plain)
 @example(())
 @example((True,))
@@ -191,6 +200,7 @@ def test_a_body_of_the_wrong_shape_is_refused(value):
     judge(datagram(marshal.dumps(value, wire.MARSHAL_VERSION)))
 
 
+@unhurried
 @given(messages, st.data(), plain)
 def test_one_field_of_another_type_is_refused(message, data, value):
     """A message with one field replaced is refused, unless the new value has that field's form too."""
@@ -201,6 +211,7 @@ def test_one_field_of_another_type_is_refused(message, data, value):
         assert type(value) is int
 
 
+@unhurried
 @given(messages, plain)
 def test_one_field_too_many_or_too_few_is_refused(message, value):
     """A message with a field more or less is refused."""
@@ -329,7 +340,7 @@ def test_a_pipe_is_no_body():
         os.close(write_fd)
 
 
-@settings(max_examples=50)
+@settings(unhurried, max_examples=50)
 @given(st.binary(max_size=12))
 def test_a_header_that_speaks_of_a_memfd_is_no_message_by_itself(rest):
     """A datagram that says its body is in a memfd, and has none, is a WireError."""

@@ -1,0 +1,29 @@
+"""
+Runs commands in an application whose streams may be closed: `closed_streams.py FACE REPORT`.
+
+Each command writes what its descriptors 0 to 2 are to the file REPORT.
+"""
+
+import os
+import sys
+
+sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+name, report = sys.argv[1:]
+
+import anyio
+
+import safespawn
+
+SCRIPT = 'x=; for n in 0 1 2; do x="$x $n=$(readlink /proc/$$/fd/$n | sed s/:.*//)"; done; echo $x >>"$0"'
+
+
+async def main():
+    for options in ({}, {"nice": 0}, {"capture_output": True}):
+        if name == "blocking":
+            result = safespawn.run(["sh", "-c", SCRIPT, report], **options)
+        else:
+            result = await safespawn.arun(["sh", "-c", SCRIPT, report], **options)
+        assert result.returncode == 0, result
+
+
+anyio.run(main, backend="trio" if name == "trio" else "asyncio")

@@ -1,0 +1,126 @@
+"""What the pages say is so: their code runs, their links lead somewhere, their lists are complete."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safespawn._commands import RunOptions
+from safespawn._core.options import SpawnOptions
+from safespawn._zygote import session, wire
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def relative(path: Path) -> str:
+    """*path* as the pages and the test's name have it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks() -> list:
+    """Every code block that is marked to be run: ```python run."""
+    found = []
+    for page in PAGES:
+        for match in re.finditer(r"^```python run\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            line = page.read_text("utf-8").count("\n", 0, match.start()) + 1
+            found.append(pytest.param(match[1], id=f"{relative(page)}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_code_runs(code, tmp_path) -> None:
+    """The block runs as a program of its own, without a warning."""
+    program = tmp_path / "program.py"
+    program.write_text(code, "utf-8")
+    argv = [sys.executable, "-X", "dev", "-W", "error", program]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_readme_has_code_that_is_run() -> None:
+    """The first code of the README is among the blocks that are run."""
+    assert any(param.id.startswith("README.md:") for param in blocks())
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may point to in *page*: its headings, as the usual hosts name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page) -> None:
+    """Each link to a file of the project names one that exists, and a heading that it has."""
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            wrong.append(target)
+    assert not wrong
+
+
+def documented() -> set[str]:
+    """The names in the first column of the tables in docs/commands.md."""
+    names: set[str] = set()
+    for cell in re.findall(r"^\|([^|]+)\|", (ROOT / "docs/commands.md").read_text("utf-8"), re.MULTILINE):
+        names.update(re.findall(r"`(\w+)`", cell))
+    return names
+
+
+@pytest.mark.parametrize("options", [SpawnOptions, RunOptions], ids=lambda each: each.__name__)
+def test_every_option_is_documented(options) -> None:
+    """docs/commands.md has a row for each option."""
+    assert set(options.__annotations__) - documented() == set()
+
+
+def test_popen_options_are_documented() -> None:
+    """docs/commands.md has a row for each parameter of Popen's own."""
+    from safespawn.process import Popen
+
+    assert set(Popen.__init__.__kwdefaults__) - documented() == set()
+
+
+def test_session_table_is_the_codes() -> None:
+    """docs/design.md shows the table that the zygote goes by (`python docs/state_table.py --write`)."""
+    spec = importlib.util.spec_from_file_location("state_table", ROOT / "docs/state_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.in_page(module.PAGE.read_text("utf-8")) == module.table()
+
+
+def test_table_is_complete() -> None:
+    """The generated table has a row for each cell."""
+    page = (ROOT / "docs/design.md").read_text("utf-8")
+    for (state, event), (after, _) in session.TABLE.items():
+        assert f"| {state} | {event} | {after} |" in page
+
+
+def test_every_message_is_documented() -> None:
+    """docs/design.md has a row for each kind of message."""
+    page = (ROOT / "docs/design.md").read_text("utf-8")
+    names = [
+        name for name, value in vars(wire).items() if name.isupper() and value in wire.SHAPES and type(value) is int
+    ]
+    kinds = {name for name in names if not name.startswith("_")} & set(
+        re.findall(r"^\| ([A-Z]+) \|", page, re.MULTILINE)
+    )
+    assert len(kinds) == len(wire.SHAPES)
+
+
+def test_supervisor_statistics_are_documented() -> None:
+    """docs/supervisor.md names each key of `statistics()`."""
+    import safespawn
+
+    with safespawn.Supervisor("docs", guard="off") as supervisor:
+        figures = supervisor.statistics()
+    page = (ROOT / "docs/supervisor.md").read_text("utf-8")
+    assert {key for key in [*figures, *figures["zygote"]] if f"`{key}`" not in page} == set()
