@@ -33,7 +33,7 @@ def main() -> None:
     # A line at a time, while it runs.
     lines = []
     safespawn.run(["seq", "1", "3"], text=True, on_line=lines.append)
-    print("lines:", [line.strip() for line in lines])
+    print("lines:", lines)
 
     # A conversation.
     with safespawn.Popen(["cat"], stdin=safespawn.PIPE, stdout=safespawn.PIPE, text=True, bufsize=1) as process:

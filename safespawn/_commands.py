@@ -30,7 +30,7 @@ from safespawn._drive.engine import Engine
 from safespawn.errors import BadArgument, BadArgumentType, CalledProcessError, OutputLimitExceeded, TimeoutExpired
 
 
-def prepare(  # noqa: PLR0913 - the options of run, by name
+def prepare(
     args: Any,
     *,
     patient: bool = False,
@@ -70,7 +70,7 @@ def prepare(  # noqa: PLR0913 - the options of run, by name
     if options and options.get("stdin") == subprocess.PIPE:
         del options["stdin"]
         given = b"" if given is None else given  # nobody could write to it: the child reads the end at once
-    if max_output_bytes is not None and (not isinstance(max_output_bytes, int) or max_output_bytes < 0):
+    if max_output_bytes is not None and not (isinstance(max_output_bytes, int) and max_output_bytes >= 0):
         raise BadArgument(
             "max_output_bytes is a number from 0 up", parameter="max_output_bytes", value=max_output_bytes
         )
@@ -96,7 +96,7 @@ def _line_stream(on_line: Any, options: dict[str, Any], *, patient: bool) -> boo
     """
     Make stdout a pipe for *on_line*; says whether its bytes are wanted at the end as well.
     """
-    import inspect  # noqa: PLC0415 - only with on_line
+    import inspect
 
     if not callable(on_line) or (patient and inspect.iscoroutinefunction(on_line)):
         raise BadArgumentType(
@@ -180,7 +180,7 @@ async def arun_on(engine: Engine, args: Any, options: Mapping[str, Any]) -> Comp
     """
     `arun` on *engine*.
     """
-    from safespawn._drive.async_driver import adrive  # noqa: PLC0415 - anyio is loaded by those who use it
+    from safespawn._drive.async_driver import adrive
 
     spec, command, text, check = prepare(args, patient=True, **options)
     try:
@@ -215,7 +215,9 @@ def check_output_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in ("stdout", "check", "capture_output"):
         if name in options:
-            raise BadArgument(f"{name} argument not allowed, it will be overridden.", parameter=name, value=options[name])
+            raise BadArgument(
+                f"{name} argument not allowed, it will be overridden.", parameter=name, value=options[name]
+            )
     changed = {**options, "stdout": subprocess.PIPE, "check": True}
     if "input" in options and options["input"] is None:  # as subprocess: the empty input
         changed["input"] = "" if options.get("text") or options.get("encoding") or options.get("errors") else b""

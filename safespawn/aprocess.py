@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from safespawn._commands import audit
 from safespawn._core.child import GRACE_SECONDS
@@ -205,12 +205,13 @@ class AsyncProcess:
                 end.close()
         elif data:
             raise BadArgument("stdin is not a pipe", parameter="input", value=given, help="give stdin=PIPE")
-        drains = []
+        drains: list[Drain | None] = []
         for reader in (self.stdout, self.stderr):
             read_end = None if reader is None else reader._end  # noqa: SLF001
-            drains.append(
-                None if read_end is None or read_end.fd < 0 else Drain(read_end.fd, close=read_end.close)
-            )
+            if read_end is None or read_end.fd < 0:
+                drains.append(None)
+            else:
+                drains.append(Drain(read_end.fd, close=read_end.close, begun=read_end.read_ahead()))
         return Streams(feed, (drains[0], drains[1]))
 
     def send_signal(self, sig: int) -> None:
@@ -251,13 +252,13 @@ class AsyncProcess:
             if stream is not None:
                 stream._end.close()  # noqa: SLF001
 
-    async def __aenter__(self) -> "AsyncProcess":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import anyio  # noqa: PLC0415
+        import anyio
 
         self._close_pipes()
         try:

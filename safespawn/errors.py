@@ -47,7 +47,6 @@ All constructors end with the keywords *known* and *help*, told once, at Safespa
 # └── ThreadOrderWarning             what OrderError says, under the policy "warn"
 
 # PLR0913: an error has as many keyword parameters as it has facts.
-# ruff: noqa: PLR0913
 
 from __future__ import annotations
 
@@ -188,9 +187,7 @@ class UnsupportedOption(SafespawnError, ValueError):
     ) -> None:
         if option == "preexec_fn":
             replacements = replacements or PREEXEC_REPLACEMENTS
-            known = known or (
-                "a function cannot run between fork and exec: the command is started by another process",
-            )
+            known = known or ("a function cannot run between fork and exec: the command is started by another process",)
         if replacements and not help:
             help = "use in its place: " + ", ".join(replacements)
         self.option = option
@@ -253,9 +250,7 @@ class OrderError(SafespawnError, RuntimeError):
     _facts = ("what", "threads")
     _advice = 'start processes first and threads after; or set guard="warn" to go on regardless'
 
-    def __init__(
-        self, what: str, *, threads: Sequence[str], known: Sequence[str] = (), help: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, threads: Sequence[str], known: Sequence[str] = (), help: str = "") -> None:
         self.what = what
         self.threads = tuple(threads)
         known = (*(f"thread {thread}" for thread in threads), *known)

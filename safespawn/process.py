@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from types import TracebackType
-from typing import IO, Any, Unpack
+from typing import IO, Any, Self, Unpack
 
 from safespawn._commands import audit
 from safespawn._core.child import GRACE_SECONDS
@@ -77,6 +77,7 @@ class Popen:
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
         self.held_by: tuple[int, ...] = ()
+        self._output: tuple[Any, Any] | None = None
         spec = build_spec(args, options, hold=True)
         audit(args, options)
         process = Process(current_engine() if engine is None else engine, spec, args)
@@ -96,7 +97,7 @@ class Popen:
         The file object for the next of *ends*.
         """
         fd = ends[0]
-        raw: io.FileIO = _WriteEnd(fd) if number == 0 else io.FileIO(fd, "rb")
+        raw: io.FileIO = _WriteEnd(fd) if number == 0 else _ReadEnd(fd, "rb")
         del ends[0]
         line_buffering = bufsize == 1 and self._text is not None
         size = io.DEFAULT_BUFFER_SIZE if bufsize < 0 or bufsize == 1 else bufsize
@@ -107,7 +108,7 @@ class Popen:
             return file  # type: ignore[no-any-return]
         return io.TextIOWrapper(
             file, self._text.encoding, self._text.errors,
-            write_through=number == 0, line_buffering=line_buffering,
+            write_through=number == 0, line_buffering=line_buffering and number == 0,
         )  # fmt: skip
 
     @property
@@ -197,13 +198,23 @@ class Popen:
         self.held_by = drive(
             process.communicate_flow(streams, timeout=timeout, deadline=deadline, wait_eof=self._wait_eof)
         )
-        for file in (self.stdout, self.stderr):
-            if file is not None:
-                file.close()
-        first, second = (None if drain is None else drain.result() for drain in streams.drains)
-        if self._text is None:
-            return first, second
-        return self._text.decode(first), self._text.decode(second)
+        if self._output is None:
+            first, second = streams.drains
+            self._output = self._collected(self.stdout, first), self._collected(self.stderr, second)
+        return self._output
+
+    def _collected(self, file: IO[Any] | None, drain: Drain | None) -> Any:
+        """
+        All of an output, what had been read ahead of the user's own reading first; and its file is closed.
+        """
+        if file is None or drain is None:
+            return None
+        with file:
+            layer: Any = file
+            while not isinstance(layer, _ReadEnd):
+                layer = layer.raw if isinstance(layer, io.BufferedReader) else layer.buffer
+            layer.put_back(drain.result())
+            return file.read()
 
     def _connect(self, given: Any) -> Streams:
         data = input_bytes(given, self._text)
@@ -220,7 +231,7 @@ class Popen:
         elif data:
             raise BadArgument("stdin is not a pipe", parameter="input", value=given, help="give stdin=PIPE")
         drains = [
-            None if file is None or file.closed else Drain(file.fileno(), close=file.close)
+            None if file is None or file.closed else Drain(file.fileno(), close=_not_yet)
             for file in (self.stdout, self.stderr)
         ]
         return Streams(feed, (drains[0], drains[1]))
@@ -261,7 +272,7 @@ class Popen:
         drive(self._started.stop_flow(whole=bool(self._started.spec.flags & wire.TREE), grace=grace))
         return self.returncode
 
-    def __enter__(self) -> "Popen":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -281,6 +292,33 @@ class Popen:
         process = getattr(self, "_process", None)
         if process is not None and process.owner_pid == os.getpid():
             process.forget(self, self.args)
+
+
+class _ReadEnd(io.FileIO):
+    """
+    The read end of an output. What `communicate` drained is put back, to come out behind what the layers above had
+    read ahead, decoded by the decoder that had begun.
+    """
+
+    _rest: io.BytesIO | None = None
+
+    def put_back(self, data: bytes) -> None:
+        self._rest = io.BytesIO(data)
+
+    def readinto(self, buffer: Any) -> int | None:
+        return super().readinto(buffer) if self._rest is None else self._rest.readinto(buffer)
+
+    def readall(self) -> bytes | None:
+        return super().readall() if self._rest is None else self._rest.read()
+
+    def read(self, size: int | None = -1) -> Any:
+        return super().read(-1 if size is None else size) if self._rest is None else self._rest.read(size)
+
+
+def _not_yet() -> None:
+    """
+    The output has ended; its file is closed when its layers have been read to the end as well.
+    """
 
 
 class _WriteEnd(io.FileIO):
@@ -317,4 +355,3 @@ def open_process(args: Any, **options: Any) -> Popen:
     Start a process; the twin of `aopen_process`. Arguments and errors as `Popen`.
     """
     return Popen(args, **options)
-

@@ -14,7 +14,7 @@ import atexit
 import os
 import time
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from safespawn import guard as order
 from safespawn._commands import Runner
@@ -44,9 +44,7 @@ class Supervisor(Runner):
         BootError: The zygote did not come up.
     """
 
-    def __init__(
-        self, name: str = "supervisor", *, guard: Policy = "warn", stop_timeout: float = STOP_SECONDS
-    ) -> None:
+    def __init__(self, name: str = "supervisor", *, guard: Policy = "warn", stop_timeout: float = STOP_SECONDS) -> None:
         deadline_after(stop_timeout, 0.0)
         self.name = name
         self._guard = guard
@@ -57,7 +55,7 @@ class Supervisor(Runner):
     def __repr__(self) -> str:
         return f"<Supervisor {self.name!r}>"
 
-    def __enter__(self) -> "Supervisor":
+    def __enter__(self) -> Self:
         return self._open(stacklevel=3)
 
     def __exit__(
@@ -65,8 +63,8 @@ class Supervisor(Runner):
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> "Supervisor":
-        from safespawn._drive.async_driver import adrive  # noqa: PLC0415 - anyio is loaded by those who use it
+    async def __aenter__(self) -> Self:
+        from safespawn._drive.async_driver import adrive
 
         self._check_line(stacklevel=3)
         await adrive(self._engine.zygote_flow(patient=True))
@@ -78,7 +76,7 @@ class Supervisor(Runner):
     ) -> None:
         await self.aclose()
 
-    def _open(self, stacklevel: int) -> "Supervisor":
+    def _open(self, stacklevel: int) -> Self:
         self._check_line(stacklevel + 1)
         drive(self._engine.zygote_flow())
         self._enter()
@@ -110,7 +108,7 @@ class Supervisor(Runner):
         """
         `close` for an event loop.
         """
-        from safespawn._drive.async_driver import adrive  # noqa: PLC0415
+        from safespawn._drive.async_driver import adrive
 
         self._leave()
         await adrive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
@@ -119,7 +117,7 @@ class Supervisor(Runner):
         """
         `safespawn.Popen` from this supervisor's zygote.
         """
-        from safespawn.process import Popen  # noqa: PLC0415 - a face of its own, above this one
+        from safespawn.process import Popen
 
         return Popen(args, engine=self._engine, **options)
 
@@ -129,7 +127,7 @@ class Supervisor(Runner):
         """
         `safespawn.aopen_process` from this supervisor's zygote.
         """
-        from safespawn.aprocess import aopen_process  # noqa: PLC0415
+        from safespawn.aprocess import aopen_process
 
         return await aopen_process(args, engine=self._engine, **options)
 

@@ -222,6 +222,7 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
                 connection.zygote.suspect()
                 late = None
             if deadline is not None and now >= deadline:
+                connection.zygote.note_silence(child.started, now)
                 raise TimeoutError
             if now >= limit:
                 raise child.unresponsive("before start", now - child.started)
@@ -230,8 +231,9 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
             message, fds = connection.receive()
         except BlockingIOError:
             continue
-        except Truncated as error:
-            raise spawn_error(error.errno or errno.EMFILE, None, stage="fds", argv=child.spec.argv) from None
+        except OSError as error:  # Truncated above all
+            raise spawn_error(error.errno or errno.EIO, None, stage="fds", argv=child.spec.argv) from None
+        connection.zygote.silent_since = None
         if message is None:
             yield from connection.zygote.death_flow()
             raise child.lost("before start")
@@ -295,6 +297,10 @@ def take_news(child: Child) -> bool:
             message, fds = child.connection.receive()
         except BlockingIOError:
             return False
+        except Truncated:
+            continue  # STARTED, without the pidfd, for which there was no room: the exit will be told all the same
+        except OSError as error:
+            raise child.lost("running", (f"its connection cannot be read: {error.strerror}",)) from None
         if message is None:
             raise EOFError
         if message[0] == wire.STARTED and fds:
@@ -354,12 +360,13 @@ def lost_flow(child: Child) -> Flow[None]:
     zygote = child.connection.zygote
     yield from zygote.death_flow()
     status = kept_status(child.pidfd)
-    if status is not None and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+    if status is not None and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUR_SIGNALS):
         child.status, child.ended = status, time.monotonic()
         return
     raise child.lost("running", ("the child was killed with its zygote",) if status is not None else ())
 
 
+_OUR_SIGNALS = (signal.SIGKILL, signal.SIGTERM)  # what the warden sends, and a zygote that ends by itself
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), Linux >= 6.13
 _PIDFD_INFO_EXIT = 1 << 3  # Linux >= 6.15: exit status of a process that has been reaped
 
@@ -372,7 +379,7 @@ def kept_status(pidfd: int) -> int | None:
     """
     if pidfd < 0:
         return None
-    import fcntl  # noqa: PLC0415 - seldom needed
+    import fcntl
 
     info = bytearray(64)
     info[0] = _PIDFD_INFO_EXIT
@@ -423,6 +430,8 @@ def release_flow(child: Child) -> Flow[None]:
             except BlockingIOError:
                 continue
             close_all(fds)
+            if message is not None and message[0] == wire.SWEPT:
+                continue  # of a SIGKILL that came after the exit
             if message is None or message[0] != wire.RELEASED:
                 break
             child.usage = message[1]
@@ -476,7 +485,7 @@ def unkillable(child: Child) -> Unkillable:
     """
     The error for a child that outlived SIGKILL; what /proc says of it.
     """
-    from safespawn._core.procfs import looks  # noqa: PLC0415 - seldom needed
+    from safespawn._core.procfs import looks
 
     state, wchan = looks(child.pid) if child.pid else (None, None)
     return Unkillable(pid=child.pid, state=state, wchan=wchan, seconds=KILL_SECONDS)
@@ -497,7 +506,7 @@ def end_flow(child: Child, *, whole: bool, grace: float = GRACE_SECONDS) -> Flow
         yield from exit_flow(child, time.monotonic() + grace)
     except (GeneratorExit, SafespawnError):
         raise
-    except BaseException:  # noqa: BLE001, S110 - a second interruption; the first is raised at the end
+    except BaseException:  # noqa: BLE001 - a second interruption; the first is raised at the end
         pass
     if child.status is None:
         yield from kill_flow(child, whole=whole)

@@ -12,6 +12,7 @@ child, with its tree, before the error leaves this flow; the connection is then 
 Runs in: application, any thread.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ from safespawn._core.child import (
     take_news,
 )
 from safespawn._core.connection import Connection
-from safespawn._core.flow import READ, Flow, earliest
+from safespawn._core.flow import READ, Flow, Ready, earliest
 from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import Outcome, decode_status
@@ -39,6 +40,7 @@ from safespawn._core.transfer import Drain, Feed, LimitReached, Streams
 from safespawn._zygote import wire
 from safespawn.errors import OutputLimitExceeded, SafespawnError, TimeoutExpired
 
+ATTEMPTS = 4  # zygotes that die before they get the request, until that is the answer; arbitrary
 DRAIN_SECONDS = 0.2  # how long output may stay open after the exit; arbitrary: scheduling takes a hundredth of it
 
 
@@ -124,10 +126,16 @@ def launch_flow(
     Returns:
         The child and the application's pipe ends, the caller's to close; and its connection to return.
     """
+    attempts = 0
     while True:
-        leased = engine.lease_nowait(detached=spec.detached)
-        if leased is None:
-            leased = yield from engine.lease_flow(detached=spec.detached, deadline=deadline, patient=patient)
+        try:
+            leased = engine.lease_nowait(detached=spec.detached)
+            if leased is None:
+                leased = yield from engine.lease_flow(detached=spec.detached, deadline=deadline, patient=patient)
+        except (SafespawnError, TimeoutError):
+            raise
+        except OSError as error:  # no descriptors or processes left for a look at this process, or for a zygote
+            raise unsupplied(error, spec) from None
         connection, ambient = leased
         child = Child(connection, spec, time.monotonic())
         try:
@@ -135,9 +143,13 @@ def launch_flow(
             return child, (yield from start_flow(child, deadline))
         except (BrokenPipeError, ConnectionResetError):
             connection.zygote.died()
+            lost = child.lost("before start")
             engine.discard(connection)
+            attempts += 1
+            if attempts == ATTEMPTS:
+                raise lost from None
         except SafespawnError as error:
-            if getattr(error, "stage", None) == "fds" or not _never_started(error):
+            if getattr(error, "stage", None) in ("fds", "receive") or not _never_started(error):
                 engine.discard(connection)
             else:
                 engine.give_back(connection)
@@ -149,11 +161,21 @@ def launch_flow(
             raise
 
 
+def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:
+    """
+    The error for a command that there was no zygote for, for want of something in this process.
+    """
+    from safespawn._core.explain import spawn_error
+
+    stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "zygote"
+    return spawn_error(error.errno or errno.EIO, None, stage=stage, argv=spec.argv)
+
+
 def _never_started(error: SafespawnError) -> bool:
     """
     Whether the zygote itself said that there is no child, so that the connection is idle again.
     """
-    from safespawn.errors import SpawnError  # noqa: PLC0415 - the failing path
+    from safespawn.errors import SpawnError
 
     return isinstance(error, SpawnError)
 
@@ -221,7 +243,7 @@ def connect(spec: SpawnSpec, ends: list[int], options: CommandOptions) -> Stream
                 limit=options.max_output_bytes,
                 on_line=options.on_line if number == 1 else None,
                 codec=options.codec,
-                keep=number == 2 or options.keep_stdout,  # noqa: PLR2004 - stderr
+                keep=number == 2 or options.keep_stdout,
             )
     return Streams(feed, (drains[0], drains[1]))
 
@@ -231,50 +253,45 @@ def _attend(child: Child, streams: Streams, options: CommandOptions) -> Flow[tup
     Move the streams until the command is over; returns who still holds the output then.
     """
     deadline = options.deadline
-    if child.status is not None and streams is NO_STREAMS:
-        return ()
-    if not streams.interest():
-        if not (yield from exit_flow(child, deadline)):
-            yield from _expire(child, streams, options)
-        return ()
     doubt: float | None = child.started + LATE_SECONDS  # from then on the kernel's word counts beside the zygote's
     drained_by: float | None = None  # after the exit: when the grace of the output is over
-    news_fd = child.connection.fileno()
-    while True:
+    while child.status is None or streams.open_outputs:
         interest = streams.interest()
         if child.status is None:
             if not interest:
                 if not (yield from exit_flow(child, deadline)):
                     yield from _expire(child, streams, options)
                 return ()
-            interest[news_fd] = READ
+            interest[child.connection.fileno()] = READ
             if doubt is None and child.pidfd >= 0:
                 interest[child.pidfd] = READ
-        elif not streams.open_outputs:
-            return ()
         ready = yield interest, earliest(deadline, drained_by, doubt)
         streams.turn(ready)
-        if doubt is not None and not ready and time.monotonic() >= doubt:
+        now = time.monotonic()
+        if doubt is not None and now >= doubt:
             doubt = None
-            continue
-        if child.status is None and child.pidfd in ready and news_fd not in ready:
-            yield from exit_flow(child, deadline)  # the zygote's word is due, and has its own bound
-            drained_by = None if options.wait_eof else time.monotonic() + DRAIN_SECONDS
-            continue
-        if news_fd in ready:
-            try:
-                over = take_news(child)
-            except EOFError:
-                yield from lost_flow(child)
-                over = True
-            if over and not options.wait_eof:
-                drained_by = time.monotonic() + DRAIN_SECONDS
-        if not ready or drained_by is not None or deadline is not None:
-            now = time.monotonic()
-            if drained_by is not None and now >= drained_by and streams.open_outputs:
-                return holders(streams.open_outputs)
-            if deadline is not None and now >= deadline:
-                yield from _expire(child, streams, options)
+        if child.status is None and (yield from _notice_flow(child, ready, deadline)):
+            drained_by = None if options.wait_eof else now + DRAIN_SECONDS
+        elif drained_by is not None and now >= drained_by:
+            break
+        elif deadline is not None and now >= deadline:
+            yield from _expire(child, streams, options)
+    return holders(streams.open_outputs) if streams.open_outputs else ()
+
+
+def _notice_flow(child: Child, ready: Ready, deadline: float | None) -> Flow[bool]:
+    """
+    Take what the zygote, or the kernel, has to say; whether the exit is known now.
+    """
+    if child.connection.fileno() in ready:
+        try:
+            return take_news(child)
+        except EOFError:
+            yield from lost_flow(child)
+            return True
+    if child.pidfd in ready:  # the zygote's word is due, and has its own bound
+        return (yield from exit_flow(child, deadline))
+    return False
 
 
 def _expire(child: Child, streams: Streams, options: CommandOptions) -> Flow[None]:
@@ -294,7 +311,7 @@ def _expire(child: Child, streams: Streams, options: CommandOptions) -> Flow[Non
         yield from sweep_flow(child)
     drained_by = time.monotonic() + DRAIN_SECONDS
     while streams.open_outputs:
-        interest = {fd: READ for fd in streams.open_outputs}
+        interest = dict.fromkeys(streams.open_outputs, READ)
         ready = yield interest, drained_by
         try:
             streams.turn(ready)

@@ -8,11 +8,11 @@ a copy it is closed without, so that the copy cannot cut the original's line.
 Runs in: application, any thread. Never waits.
 """
 
+import _socket
 import os
 from struct import pack
 from typing import Any
 
-import _socket
 from safespawn._zygote import wire
 from safespawn.errors import RemoteProtocolError
 
@@ -61,7 +61,9 @@ class Connection:
             header, body_fd = wire.to_memfd(data)
             try:
                 rights = pack(f"{len(fds) + 1}i", body_fd, *fds)
-                self.socket.sendmsg((header,), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights),), _socket.MSG_NOSIGNAL)
+                self.socket.sendmsg(
+                    (header,), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights),), _socket.MSG_NOSIGNAL
+                )
             finally:
                 os.close(body_fd)
         elif fds:
@@ -133,7 +135,7 @@ def close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-# --- write ends in forked copies ---------------------------------------------------------------------------------------
+# --- write ends in forked copies --------------------------------------------------------------------------------------
 # A child that reads its stdin to the end waits until the last copy of the write end is closed. A forked copy of this
 # process holds one and knows nothing of it. So in the copy /dev/null takes its place: the number stays valid for
 # whatever object holds it there, and nothing can be closed twice.

@@ -182,9 +182,7 @@ def _not_executable(failure: _Failure) -> Explanation:
         fact = f"{file!r} names an interpreter that may not be executed: {interpreter!r}"
         return (fact,), "correct its first line"
     fact = f"{file!r} has mode {stat.filemode(info.st_mode)}, owner {info.st_uid}, group {info.st_gid}"
-    advice = (
-        "let the command's user execute it and search the directories above; else see SELinux or AppArmor"
-    )
+    advice = "let the command's user execute it and search the directories above; else see SELinux or AppArmor"
     return (fact,), advice
 
 
@@ -295,7 +293,7 @@ _EXPLAIN: dict[tuple[str, int], Callable[[_Failure], Explanation]] = {
 }
 
 
-def spawn_error(  # noqa: PLR0913 - one parameter per fact
+def spawn_error(
     errno: int,
     filename: str | bytes | None,
     *,

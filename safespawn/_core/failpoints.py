@@ -1,5 +1,5 @@
 """
-The application's failpoints: steps that a test makes fail by SAFESPAWN_FAILPOINTS; the zygote's `system` has the others.
+The application's failpoints: steps that a test makes fail by SAFESPAWN_FAILPOINTS. The zygote's are in its `system`.
 
 Loaded only when that variable is set, and wraps the two methods of `Connection` that talk to the zygote, so that a
 program without it pays nothing. What an action is stands once, in the zygote's `system`, which is loaded by its path:

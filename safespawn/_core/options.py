@@ -67,7 +67,8 @@ class SpawnOptions(TypedDict, total=False):
 _OPTIONS = frozenset(SpawnOptions.__annotations__)
 _STREAM_OPTIONS = frozenset({"stdin", "stdout", "stderr"})
 _RUN_OPTIONS = frozenset(
-    "capture_output check encoding errors input max_output_bytes on_line text timeout universal_newlines wait_eof".split()
+    "capture_output check encoding errors input max_output_bytes on_line text timeout "
+    "universal_newlines wait_eof".split()
 )  # what `run` takes beside these; for the advice only
 _STREAM_NAMES = ("stdin", "stdout", "stderr")
 
@@ -141,7 +142,7 @@ def _unknown(options: Mapping[str, Any], *, hold: bool) -> Exception:
     """
     The error for an option that does not exist; with the nearest one that does.
     """
-    import difflib  # noqa: PLC0415 - only on failure
+    import difflib
 
     name = min(set(options) - _OPTIONS)
     near = difflib.get_close_matches(name, _OPTIONS if hold else _OPTIONS | _RUN_OPTIONS, 1)
@@ -152,7 +153,7 @@ def _unknown(options: Mapping[str, Any], *, hold: bool) -> Exception:
     return BadArgumentType(f"unexpected keyword argument {name!r}", parameter=name, value=options[name], help=help)
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 def _plain_argv(words: list[Any]) -> tuple[bytes, ...]:
     """
     As `_argv` for a list of str, which nearly every command is.
@@ -194,7 +195,7 @@ def _argv(args: Any, *, shell: bool) -> tuple[bytes, ...]:
 
 
 def _split(args: Any) -> str:
-    import shlex  # noqa: PLC0415 - only on failure
+    import shlex
 
     try:
         return repr(shlex.split(os.fsdecode(args)))
@@ -243,12 +244,15 @@ def _env(env: Any) -> dict[bytes, bytes]:
     return checked
 
 
-# --- descriptors -------------------------------------------------------------------------------------------------------
+# --- descriptors ------------------------------------------------------------------------------------------------------
 def _streams(stdin: Any, stdout: Any, stderr: Any, *, has_input: bool) -> tuple[int, int, int]:
     if has_input:
         if stdin is not None and stdin != subprocess.PIPE:
             raise BadArgument(
-                "stdin and input arguments may not both be used", parameter="stdin", value=stdin, help="give one of them"
+                "stdin and input arguments may not both be used",
+                parameter="stdin",
+                value=stdin,
+                help="give one of them",
             )
         stdin = subprocess.PIPE
     return (_stream(0, stdin), _stream(1, stdout), _stream(2, stderr))
@@ -262,10 +266,13 @@ def _stream(number: int, value: Any) -> int:
     if value == subprocess.DEVNULL:
         return wire.NULL
     if value == subprocess.STDOUT:
-        if number == 2:  # noqa: PLR2004 - stderr
+        if number == 2:
             return wire.STDOUT
         raise BadArgument(
-            "STDOUT can only be used for stderr", parameter=_STREAM_NAMES[number], value=value, help="use PIPE or a file"
+            "STDOUT can only be used for stderr",
+            parameter=_STREAM_NAMES[number],
+            value=value,
+            help="use PIPE or a file",
         )
     if isinstance(value, int):
         fd = int(value)
@@ -291,9 +298,12 @@ def _pass_fds(value: Any) -> tuple[int, ...]:
     if len(fds) > _MOST_FDS:
         raise BadArgument(f"one message carries {_MOST_FDS} descriptors", parameter="pass_fds", value=value)
     for fd in fds:
-        if fd <= 2:  # noqa: PLR2004 - the standard streams
+        if fd <= 2:
             raise BadArgument(
-                f"descriptor {fd} is a standard stream", parameter="pass_fds", value=value, help="use stdin, stdout, stderr"
+                f"descriptor {fd} is a standard stream",
+                parameter="pass_fds",
+                value=value,
+                help="use stdin, stdout, stderr",
             )
         try:
             os.fstat(fd)
@@ -313,7 +323,7 @@ def _numbers(parameter: str, value: Any) -> tuple[int, ...]:
         raise BadArgumentType("an iterable of numbers is expected", parameter=parameter, value=value) from None
 
 
-# --- what the process shall be -----------------------------------------------------------------------------------------
+# --- what the process shall be ----------------------------------------------------------------------------------------
 def _process_group(value: Any) -> int:
     if value is None or value == -1:
         return wire.GROUP_AUTO
@@ -361,7 +371,9 @@ def _credentials(options: Mapping[str, Any]) -> tuple[object, ...] | None:
     if nice is not None and not isinstance(nice, int):
         raise BadArgumentType("nice is a number to add", parameter="nice", value=nice)
     if nice is not None and abs(nice) > _MOST_NICE:
-        raise BadArgument("nice is a small number to add: the kernel's range is -20 to 19", parameter="nice", value=nice)
+        raise BadArgument(
+            "nice is a small number to add: the kernel's range is -20 to 19", parameter="nice", value=nice
+        )
     if isinstance(groups, (str, bytes)):
         raise BadArgument("groups must be a list, not a string", parameter="extra_groups", value=groups)
     return (
@@ -383,10 +395,10 @@ def _id(kind: str, value: Any, *, parameter: str = "") -> int:
     if isinstance(value, str):
         try:
             if kind == "user":
-                import pwd  # noqa: PLC0415
+                import pwd
 
                 return pwd.getpwnam(value).pw_uid
-            import grp  # noqa: PLC0415
+            import grp
 
             return grp.getgrnam(value).gr_gid
         except KeyError:
@@ -399,7 +411,7 @@ def _id(kind: str, value: Any, *, parameter: str = "") -> int:
 
 
 def _rlimits(value: Any) -> tuple[tuple[int, int, int], ...]:
-    import resource  # noqa: PLC0415
+    import resource
 
     rows = []
     try:
@@ -425,7 +437,7 @@ def _cpus(value: Any) -> tuple[int, ...]:
     return cpus
 
 
-# --- text --------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 @attrs.frozen(slots=True)
 class Text:
     """
@@ -441,7 +453,7 @@ class Text:
 
     def decode(self, data: bytes | None) -> str | None:
         """
-        Output as text with line ends made "\\n", as subprocess does.
+        Output as text, every line end made a newline, as subprocess does.
         """
         if data is None:
             return None
@@ -449,7 +461,10 @@ class Text:
 
 
 def text_mode(
-    text: bool | None, encoding: str | None, errors: str | None, universal_newlines: bool | None = None
+    text: bool | None,  # noqa: FBT001 - in the order of subprocess
+    encoding: str | None,
+    errors: str | None,
+    universal_newlines: bool | None = None,  # noqa: FBT001
 ) -> Text | None:
     """
     Whether streams are text, as subprocess decides it; None for bytes.
@@ -459,7 +474,7 @@ def text_mode(
     if not (text or encoding or errors or universal_newlines):
         return None
     if encoding is None:
-        import locale  # noqa: PLC0415
+        import locale
 
         encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
     return Text(encoding, errors or "strict")

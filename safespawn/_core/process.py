@@ -125,7 +125,9 @@ class Process:
             yield from release_flow(child)
             self.usage = child.usage
             self.duration = (child.ended or time.monotonic()) - child.started
-            self.engine.give_back(child.connection) if child.usage is not None else self.engine.discard(child.connection)
+            self.engine.give_back(child.connection) if child.usage is not None else self.engine.discard(
+                child.connection
+            )
             healthy = True
             self.returncode = child.returncode
         except GeneratorExit:
@@ -211,34 +213,31 @@ class Process:
             TimeoutExpired: With what has come so far, which is kept for the next call; the child runs on.
             SpawnLost: The exit status cannot be known.
         """
-        drained_by: float | None = None
+        child = self.child
+        assert child is not None  # noqa: S101 - started before anybody can talk to it
+        drained_by = None if wait_eof or self.returncode is None else time.monotonic() + DRAIN_SECONDS
         token = object()
         self._waiters.add(token)
         try:
-            while True:
+            while self.returncode is None or streams.open_outputs:
                 interest = streams.interest()
                 if self.returncode is None:
                     if not interest:
                         yield from self.wait_flow(timeout, deadline)
                         return ()
-                    child = self.child
-                    assert child is not None  # noqa: S101
                     interest[child.pidfd] = READ
-                elif not streams.open_outputs:
-                    return ()
                 ready = yield interest, earliest(deadline, drained_by)
                 streams.turn(ready)
                 now = time.monotonic()
                 if self.returncode is None and child.pidfd in ready:
                     yield from self.wait_flow(timeout, deadline)
                     drained_by = None if wait_eof else now + DRAIN_SECONDS
-                elif drained_by is not None and now >= drained_by and streams.open_outputs:
-                    return holders(streams.open_outputs)
+                elif drained_by is not None and now >= drained_by:
+                    break
                 elif deadline is not None and now >= deadline:
                     stdout, stderr = results(streams)
-                    raise TimeoutExpired(
-                        self.args, timeout or 0.0, output=stdout, stderr=stderr, pid=self.pid
-                    )
+                    raise TimeoutExpired(self.args, timeout or 0.0, output=stdout, stderr=stderr, pid=self.pid)
+            return holders(streams.open_outputs) if streams.open_outputs else ()
         except TimeoutExpired as error:
             if error.output is None and error.stderr is None:
                 error.output, error.stderr = results(streams)

@@ -13,9 +13,9 @@ def looks(pid: int) -> tuple[str | None, str | None]:
     """
     state = wchan = None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib on this path
+        with open(f"/proc/{pid}/stat", "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0].decode()
-        with open(f"/proc/{pid}/wchan", "rb") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/wchan", "rb") as file:
             wchan = file.read().decode() or None
     except (OSError, IndexError):
         pass

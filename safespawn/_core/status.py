@@ -79,7 +79,7 @@ class CompletedProcess(subprocess.CompletedProcess[Any]):
         Raise `safespawn.CalledProcessError` if the exit code is not zero.
         """
         if self.returncode:
-            from safespawn.errors import CalledProcessError  # noqa: PLC0415 - only on failure
+            from safespawn.errors import CalledProcessError
 
             raise CalledProcessError(
                 self.returncode, self.args, self.stdout, self.stderr,

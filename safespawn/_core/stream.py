@@ -69,6 +69,12 @@ class ReadEnd:
             self._buffer += chunk
         return self._take(end + 1)
 
+    def read_ahead(self) -> bytes:
+        """
+        What had been read beyond what was asked for; it is not given again.
+        """
+        return self._take(len(self._buffer))
+
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]

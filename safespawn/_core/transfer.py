@@ -21,7 +21,7 @@ _WIDE_BYTES = 1024 * 1024  # what an unprivileged user may make it hold: fewer t
 _READS_PER_TURN = 16  # then the other streams get their turn
 
 
-class LimitReached(Exception):  # noqa: N818 - not an error yet: the flow makes it one
+class LimitReached(Exception):
     """
     A stream has given more than the caller wants to keep.
     """
@@ -38,6 +38,7 @@ class Drain:
         codec: Encoding and error handler of the lines, or None for bytes.
         keep: Whether the chunks are wanted at the end.
         close: Closes *fd*, where a file object owns it; such a descriptor stays blocking, for the object's other users.
+        begun: What of the stream had been read before.
     """
 
     __slots__ = ("_chunks", "_close", "_keep", "_limit", "_lines", "_turns", "_wide", "fd", "total")
@@ -51,14 +52,15 @@ class Drain:
         codec: tuple[str, str] | None = None,
         keep: bool = True,
         close: Callable[[], object] | None = None,
+        begun: bytes = b"",
     ) -> None:
         if close is None:
             os.set_blocking(fd, False)
         self._close = close
         self._turns = _READS_PER_TURN if close is None else 1
         self.fd = fd
-        self.total = 0
-        self._chunks: list[bytes] = []
+        self.total = len(begun)
+        self._chunks: list[bytes] = [begun] if begun else []
         self._keep = keep
         self._limit = limit
         self._lines = None if on_line is None else LineSplitter(on_line, codec)
@@ -187,7 +189,7 @@ class LineSplitter:
         self._parts: list[Any] = []
         self._decoder: Any = None
         if codec is not None:
-            import io  # noqa: PLC0415 - only for text
+            import io
 
             inner = codecs.getincrementaldecoder(codec[0])(codec[1])
             self._decoder = io.IncrementalNewlineDecoder(inner, translate=True)

@@ -108,9 +108,7 @@ class Observer:
             return last[1]
         return self._learn(seen, root, environ, text)
 
-    def _learn(
-        self, seen: tuple[Any, ...], root: tuple[int, ...], environ: dict[bytes, bytes], text: bytes
-    ) -> Ambient:
+    def _learn(self, seen: tuple[Any, ...], root: tuple[int, ...], environ: dict[bytes, bytes], text: bytes) -> Ambient:
         """
         Something has changed: read it all.
 

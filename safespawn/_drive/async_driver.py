@@ -8,6 +8,7 @@ Runs in: application, a task.
 Source: epoll(7), "an epoll file descriptor is itself readable when events are waiting".
 """
 
+import errno
 import math
 import select
 import time
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import anyio
 
+from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow, Ready, Want
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ async def adrive(flow: Flow[T]) -> T:
     finally:
         flow.close()
         waiter.close()
-    raise AssertionError("nobody cancels the shield")  # noqa: TRY003, EM101
+    raise AssertionError("nobody cancels the shield")
 
 
 class _Waiter:
@@ -67,20 +69,22 @@ class _Waiter:
 
     def _equal(self, interest: dict[int, int]) -> select.epoll:
         if self._epoll is None:
-            self._epoll = select.epoll()
+            try:
+                self._epoll = select.epoll()
+            except OSError as error:
+                raise spawn_error(error.errno or errno.EIO, None, stage="fds") from None
         epoll, registered = self._epoll, self._registered
-        if interest != registered:
-            for fd in registered.keys() - interest.keys():
-                try:
-                    epoll.unregister(fd)
-                except OSError:
-                    continue  # closed by the flow: the kernel has taken it out
-            for fd, events in interest.items():
-                try:
-                    epoll.register(fd, events)
-                except FileExistsError:
-                    epoll.modify(fd, events)
-            self._registered = dict(interest)
+        for fd in registered.keys() - interest.keys():
+            try:
+                epoll.unregister(fd)
+            except OSError:
+                continue  # closed by the flow: the kernel has taken it out
+        for fd, events in interest.items():  # known ones too: the number may stand for another file than before
+            try:
+                epoll.modify(fd, events) if fd in registered else epoll.register(fd, events)
+            except FileNotFoundError:
+                epoll.register(fd, events)
+        self._registered = dict(interest)
         return epoll
 
     async def wait(self, want: Want) -> Ready:

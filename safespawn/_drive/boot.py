@@ -8,6 +8,7 @@ Runs in: application, any thread.
 Source: posix_spawn(3), pidfd_open(2), memfd_create(2).
 """
 
+import _socket
 import errno
 import fcntl
 import os
@@ -16,8 +17,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-import _socket
-from safespawn._core.connection import Connection, Truncated, close_all
+from safespawn._core.connection import Connection, close_all
 from safespawn._core.flow import READ, Flow
 from safespawn._drive.zygote import Zygote, reap
 from safespawn._zygote import wire
@@ -79,7 +79,7 @@ def boot_flow(*, keeps: bool) -> Flow[Zygote]:
             reap(pid, pidfd, signal.SIGKILL)
             status, pid = _ended(pidfd, pid), -1
             raise BootError(executable=executable, exit_status=status, output=_text(output_fd), seconds=took)
-    except (Truncated, RemoteProtocolError) as error:
+    except RemoteProtocolError as error:
         raise BootError(str(error).partition("\n")[0], executable=executable) from error
     finally:
         if pid > 0 and pidfd >= 0:

@@ -71,7 +71,7 @@ class Engine:
         self._adopted: set[Any] = set()
         self._starting: dict[bool, Boot] = {}
 
-    # --- what flows use ------------------------------------------------------------------------------------------------
+    # --- what flows use -----------------------------------------------------------------------------------------------
     def look(self) -> Ambient:
         """
         The application's present state.
@@ -154,7 +154,7 @@ class Engine:
             return {}
         return (yield from zygote.census_flow(deadline))
 
-    # --- zygotes -------------------------------------------------------------------------------------------------------
+    # --- zygotes ------------------------------------------------------------------------------------------------------
     def zygote_flow(
         self, *, keeps: bool = False, deadline: float | None = None, patient: bool = False
     ) -> Flow[tuple[Zygote, Ambient]]:
@@ -293,4 +293,3 @@ def _forget_in_copy() -> None:
     give_up_write_ends()
     for engine in list(_engines):
         engine.forget_in_copy()
-

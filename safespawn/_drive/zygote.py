@@ -7,13 +7,13 @@ control socket are all alike, so whoever asked may take any that comes: no lock,
 Runs in: application, any thread.
 """
 
+import _socket
 import os
 import signal
 import time
 from collections import deque
 
-import _socket
-from safespawn._core.connection import Connection, Truncated, close_all
+from safespawn._core.connection import Connection, close_all
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import READ, Flow, earliest
 from safespawn._core.procfs import looks
@@ -59,6 +59,7 @@ class Zygote:
         self.usable = True  # False: no new children; it serves those it has
         self.world: tuple[object, ...] | None = None
         self.closed = False
+        self.silent_since: float | None = None  # when the first of the requests was sent that nobody waits for any more
         self.leased: set[Connection] = set()
         self._idle: deque[Connection] = deque(self._connection(fd) for fd in connections)
         self._status: int | None = None
@@ -113,7 +114,7 @@ class Zygote:
                     self.died()
                     return None
                 continue
-            except Truncated as error:
+            except OSError as error:
                 raise spawn_error(error.errno or 0, None, stage="fds") from None
             if message is None:
                 self.died()
@@ -159,6 +160,16 @@ class Zygote:
         It is late: new children go to another zygote, those it has stay.
         """
         self.retire()
+
+    def note_silence(self, since: float, now: float) -> None:
+        """
+        A request of the time *since* had no answer when its own short limit came. That alone says nothing of the zygote;
+        that it is stopped does, and that nobody has had an answer for a while.
+        """
+        if self.silent_since is None:
+            self.silent_since = since
+        if now - self.silent_since >= LATE_SECONDS or self.looks()[0] in ("T", "t"):
+            self.suspect()
 
     def retire(self) -> None:
         """
@@ -272,6 +283,7 @@ class Zygote:
         self.hang_up()
         gone = yield from self._gone_flow(deadline)
         if not gone:
+            _tell(self.warden_fd, signal.SIGCONT)  # whoever stopped the one may have stopped the other
             for number in (signal.SIGCONT, signal.SIGKILL):
                 _tell(self.pidfd, number)
             gone = yield from self._gone_flow(time.monotonic() + DEATH_SECONDS)

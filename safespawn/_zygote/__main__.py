@@ -17,6 +17,7 @@ Runs in: a process of its own, `python -I -S <this directory> 3 PID own`.
 Never: imports anything but C modules and its siblings; keeps a descriptor that it did not ask for.
 """
 
+import _socket
 import gc
 import os
 import resource
@@ -25,7 +26,6 @@ import signal
 import sys
 import time
 
-import _socket
 import channel
 import server
 import system
@@ -33,7 +33,15 @@ import wire
 
 END_SECONDS = 10.0  # how long the zygote may take to end everything once the application is dead
 CONNECTIONS = 2  # made before the first request, so that the first command finds one
-_REAL_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+_REAL_CRASHES = (
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -134,7 +142,11 @@ def take_no_signals() -> None:
     ignores is told with each request; at the start nothing is.
     """
     for number in range(1, signal.SIGRTMIN):
-        if number in (signal.SIGKILL, signal.SIGSTOP) or number in _REAL_CRASHES or number not in signal.valid_signals():
+        if (
+            number in (signal.SIGKILL, signal.SIGSTOP)
+            or number in _REAL_CRASHES
+            or number not in signal.valid_signals()
+        ):
             continue
         ends_us = number not in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
         signal.signal(number, do_nothing if ends_us else signal.SIG_DFL)

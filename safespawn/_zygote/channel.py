@@ -8,11 +8,11 @@ Runs in: zygote.
 Source: unix(7), SCM_RIGHTS, SCM_CREDENTIALS.
 """
 
-import os
-
 import _socket
-import wire
+import os
 from _struct import pack, unpack
+
+import wire
 
 BUFFER_BYTES = wire.INLINE_BYTES + 1024  # a longer message would have come in a memfd, and is cut off
 _CONTROL_BYTES = _socket.CMSG_SPACE(12) + _socket.CMSG_SPACE(4 * wire.MAX_FDS)

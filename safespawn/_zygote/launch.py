@@ -27,7 +27,12 @@ LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
 )
 _MISSING = (errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
-_BUSY_PAUSES = (0.002, 0.004, 0.008, 0.0)  # seconds; somebody's fork still holds the file open for writing, about to exec
+_BUSY_PAUSES = (
+    0.002,
+    0.004,
+    0.008,
+    0.0,
+)  # seconds; somebody's fork still holds the file open for writing, about to exec
 
 
 class LaunchError(Exception):
@@ -120,6 +125,7 @@ class Launcher:
             or self._compared[1]
             or flags & wire.NO_NEW_PRIVS != 0
             or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
+            or signal.SIGCHLD in request[12]  # ignored here, even for a moment, the kernel would reap in our place
         )
 
     def _compare(self, ambient: tuple) -> None:
@@ -211,9 +217,7 @@ class Launcher:
             if lent is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits[resource.RLIMIT_NOFILE])
 
-    def fork(
-        self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None
-    ) -> tuple[int, int]:
+    def fork(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None) -> tuple[int, int]:
         """
         Fork a child that sets itself up and execs; returns its pid and the pipe on which it reports.
         """
@@ -248,10 +252,9 @@ class Launcher:
         return pid, report_r
 
 
-def become(
-    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list[tuple[int, int]],
-    env: dict, pgid: int | None,
-) -> None:  # fmt: skip
+def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
+    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list, env: dict, group: int | None
+) -> None:
     """
     In the forked child: set everything up, then exec. Comes back only by an exception.
 
@@ -261,36 +264,18 @@ def become(
     """
     if system.armed:
         system.failpoint("child.before_setup")
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < 34:
-            try:
-                signal.signal(number, signal.SIG_IGN if number in request[12] else signal.SIG_DFL)
-            except (OSError, ValueError):
-                continue  # a number that this kernel does not have
+    reset_signals(request[12])
     flags = request[9]
-    user, group, groups, rlimits, nice, cpus, death_signal = request[13] or (None, None, None, (), None, None, None)
-    step("session", lambda: os.setsid() if flags & wire.NEW_SESSION else None)
-    step("process_group", lambda: os.setpgid(0, pgid) if pgid is not None else None)
-    for number, soft, hard in ambient[1]:
-        if launcher.limits[number] != (soft, hard):
-            step("rlimits", lambda n=number, s=soft, h=hard: resource.setrlimit(n, (s, h)))
-    for number, soft, hard in rlimits:
-        step("rlimits", lambda n=number, s=soft, h=hard: resource.setrlimit(n, (s, h)))
-    wanted = ambient[3] + (nice or 0)
-    if wanted != launcher.nice:
-        step("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, wanted))
-    if (cpus or ambient[2]) != launcher.cpus:
-        step("affinity", lambda: os.sched_setaffinity(0, cpus or ambient[2]))
-    if groups is not None:
-        step("extra_groups", lambda: os.setgroups(groups))
+    if flags & wire.NEW_SESSION:
+        step("session", os.setsid)
     if group is not None:
-        step("group", lambda: os.setresgid(group, group, group))
-    if user is not None:
-        step("user", lambda: os.setresuid(user, user, user))
+        step("process_group", os.setpgid, 0, group)
+    take_on(launcher, ambient, request[13])
     if flags & wire.NO_NEW_PRIVS:
-        step("no_new_privs", lambda: system.prctl(system.PR_SET_NO_NEW_PRIVS, 1))
-    if death_signal is not None:
-        step("pdeathsig", lambda: system.prctl(system.PR_SET_PDEATHSIG, death_signal))
+        step("no_new_privs", system.prctl, system.PR_SET_NO_NEW_PRIVS, 1)
+    death_signal = request[13] and request[13][6]
+    if death_signal:
+        step("pdeathsig", system.prctl, system.PR_SET_PDEATHSIG, death_signal)
         if os.getppid() != launcher.own_pid:  # the zygote died before the line above
             os._exit(127)
     candidates = launcher.enter(request, fds, env)  # before dup2, which may take fds[0]'s number
@@ -305,12 +290,44 @@ def become(
         raise LaunchError("exec", error.errno or errno.EIO) from None
 
 
-def step(stage: str, action) -> None:  # noqa: ANN001 - a callable; typing is not imported here
+def reset_signals(ignored: tuple) -> None:
+    """
+    Default actions for all signals but the *ignored* ones.
+    """
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < signal.SIGRTMIN:
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+
+def take_on(launcher: Launcher, ambient: tuple, credentials: tuple | None) -> None:
+    """
+    The limits, nice value and CPU set of the application, then what the request asks for itself.
+    """
+    user, group, groups, rlimits, nice, cpus, _ = credentials or (None, None, None, (), None, None, None)
+    for number, soft, hard in ambient[1]:
+        if launcher.limits[number] != (soft, hard):
+            step("rlimits", resource.setrlimit, number, (soft, hard))
+    for number, soft, hard in rlimits:
+        step("rlimits", resource.setrlimit, number, (soft, hard))
+    wanted = ambient[3] + (nice or 0)
+    if wanted != launcher.nice:
+        step("nice", os.setpriority, os.PRIO_PROCESS, 0, wanted)
+    if (cpus or ambient[2]) != launcher.cpus:
+        step("affinity", os.sched_setaffinity, 0, cpus or ambient[2])
+    if groups is not None:
+        step("extra_groups", os.setgroups, groups)
+    if group is not None:
+        step("group", os.setresgid, group, group, group)
+    if user is not None:
+        step("user", os.setresuid, user, user, user)
+
+
+def step(stage: str, action, *arguments: object) -> None:  # noqa: ANN001 - a callable; typing is not imported here
     """
     Do *action*; a failure is told with its *stage*.
     """
     try:
-        action()
+        action(*arguments)
     except OSError as error:
         raise LaunchError(stage, error.errno or errno.EIO) from None
     except ValueError:  # setrlimit: soft above hard, or above what the kernel allows
@@ -320,34 +337,33 @@ def step(stage: str, action) -> None:  # noqa: ANN001 - a callable; typing is no
 def try_each(candidates: list[bytes], start) -> int:  # noqa: ANN001
     """
     Start the first of *candidates* that can be; otherwise the first error that says more than "not there".
+
+    A look is a fiftieth of a failing start. One that may not be looked at (EACCES) counts as not there until all have
+    been tried, and then tells by failing.
     """
     telling: OSError | None = None
-    for path in candidates:
-        if len(candidates) > 1 and not exists(path):  # a failing start costs fifty times a look
-            continue
-        for pause in _BUSY_PAUSES:
-            try:
-                return start(path)
-            except OSError as error:
-                if telling is None or telling.errno in _MISSING:
-                    telling = error
-                if error.errno != errno.ETXTBSY:
-                    break
-                time.sleep(pause)
-    raise telling or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    looked_at = filter(exists, candidates) if len(candidates) > 1 else ()
+    for paths in (looked_at, candidates):
+        for path in paths:
+            for pause in _BUSY_PAUSES:
+                try:
+                    return start(path)
+                except OSError as error:
+                    if telling is None or telling.errno in _MISSING:
+                        telling = error
+                    if error.errno != errno.ETXTBSY:
+                        break
+                    time.sleep(pause)
+        if telling is not None:
+            raise telling
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def exists(path: bytes) -> bool:
     """
-    Whether *path* may be there: one that may not be looked at may.
+    Whether *path* is there and may be looked at.
     """
-    if os.path.exists(path):
-        return True
-    try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno not in _MISSING
-    return True
+    return os.access(path, os.F_OK)
 
 
 def report_pipe(above: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ HUNG_UP = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
 class Loop:
     """
-    Calls ``method(subject, events)`` for descriptors that are ready, and ``on_due(subject)`` for subjects whose time has come.
+    Calls ``method(subject, events)`` for ready descriptors, and ``on_due(subject)`` for subjects whose time has come.
 
     An event may be stale: an earlier one of the same turn may have closed its descriptor and something else may have
     got the number since. So a method looks before it believes: what is ready may turn out not to be.
@@ -74,7 +74,7 @@ class Loop:
 
     def on_trouble(self, subject, error: Exception) -> None:  # noqa: ANN001
         """
-        A method has failed for *subject*. What is not the system's doing is kept where the application reads a boot error.
+        A method has failed for *subject*. What is not the system's doing is written where a boot error would be.
         """
         del subject
         if not isinstance(error, (OSError, MemoryError)):

@@ -35,8 +35,8 @@ class Session:
     One connection and the child on it.
     """
 
-    __slots__ = ("ambient", "connection", "ends", "group", "hold", "pid", "pidfd", "quiet", "report_fd", "state",
-                 "tree", "usage")  # fmt: skip
+    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "quiet", "report_fd",
+                 "state", "tree", "usage")  # fmt: skip
 
     def __init__(self, connection) -> None:  # noqa: ANN001 - a socket
         self.connection = connection
@@ -47,6 +47,7 @@ class Session:
         self.report_fd = -1
         self.ends: launch.Ends | None = None
         self.group = 0  # the group that the child leads, or 0
+        self.family: dict[int, int] = {}  # its descendants when it was asked to end, and their times of birth
         self.hold = self.quiet = self.tree = False
         self.usage: tuple | None = None
 
@@ -282,6 +283,7 @@ class Server(Loop):
         session.tree = flags & wire.TREE != 0
         session.group = session.pid if group == 0 or flags & wire.NEW_SESSION else 0
         session.usage = None
+        session.family = {}
         self.by_pid[session.pid] = session
         try:
             if system.armed:
@@ -403,11 +405,12 @@ class Server(Loop):
         """
         self.send(session, (wire.RELEASED, session.usage))
 
-    def reply_swept(self, session: Session, *_details: object) -> None:
+    def reply_swept(self, session: Session, *message: tuple) -> None:
         """
-        Say SWEPT.
+        Say SWEPT, to whoever waits for it: a gentler signal than SIGKILL that came too late has no answer.
         """
-        self.send(session, (wire.SWEPT, self.swept))
+        if message[0][1] == signal.SIGKILL:
+            self.send(session, (wire.SWEPT, self.swept))
 
     def pass_signal(self, session: Session, message: tuple) -> None:
         """
@@ -417,10 +420,22 @@ class Server(Loop):
         if whole and number == signal.SIGKILL:
             system.kill_tree(session.pid)
             self.sweep(session)
-        elif whole and session.group:
-            system.signal_quietly(-session.group, number)
+        elif whole:
+            self.tell_tree(session, number)
         else:
             system.signal_quietly(session.pid, number)
+
+    def tell_tree(self, session: Session, number: int) -> None:
+        """
+        Signal the child's whole tree, which may outlive this: with the child its members lose what makes them such. So
+        those who have left its group are remembered, for `sweep`.
+        """
+        session.family.update(system.descendants(session.pid))
+        system.signal_quietly(-session.group if session.group else session.pid, number)
+        for pid in session.family:
+            facts = system.stat(pid)
+            if facts is not None and facts[2] != session.group and session.family[pid] == facts[5]:
+                system.signal_quietly(pid, number)
 
     def kill_tree(self, session: Session) -> None:
         """
@@ -435,9 +450,11 @@ class Server(Loop):
         """
         Ask the child, and its group where it has one of its own, to end; a stopped one must wake to hear it.
         """
-        target = -session.group if session.group and session.tree else session.pid
-        system.signal_quietly(target, signal.SIGTERM)
-        system.signal_quietly(target, signal.SIGCONT)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            if session.tree:
+                self.tell_tree(session, number)
+            else:
+                system.signal_quietly(session.pid, number)
 
     def start_grace(self, session: Session) -> None:
         """
@@ -445,16 +462,19 @@ class Server(Loop):
         """
         self.due[session] = time.monotonic() + GRACE_SECONDS
 
-    def sweep(self, session: Session, *_details: object) -> None:
+    def sweep(self, session: Session, *message: tuple) -> None:
         """
-        SIGKILL what is left of a child's tree beside it: orphans of its group or session, which came to the subreaper.
+        SIGKILL what is left of a child's tree beside it: orphans of its group or session, and those of its family when
+        it was asked to end. They came to the subreaper.
         """
         self.swept = 0
-        if not session.group:
+        if message and message[0][1] != signal.SIGKILL:
             return
         for pid in system.children(self.own_pid):
             facts = system.stat(pid) if pid not in self.by_pid else None
-            if facts is not None and facts[0] != "Z" and session.group in (facts[2], facts[3]):
+            if facts is None or facts[0] == "Z":
+                continue
+            if (session.group and session.group in (facts[2], facts[3])) or session.family.get(pid) == facts[5]:
                 self.swept += system.kill_tree(pid)
 
     def sweep_tree(self, session: Session, *_details: object) -> None:
@@ -577,7 +597,7 @@ def check(request: tuple, ambient: tuple | None, fds: list[int]) -> None:
         trouble = b"no ambient state was sent on this connection"
     elif not fds or not request[1]:
         trouble = b"no working directory, or no argv"
-    elif max(request[6]) >= len(fds) or (passed and not all([fits(row, len(fds)) for row in passed])):
+    elif max(request[6]) >= len(fds) or (passed and not all(fits(row, len(fds)) for row in passed)):
         trouble = b"a descriptor is missing"
     elif wire.STDOUT in request[6][:2]:
         trouble = b"only stderr can go where stdout goes"

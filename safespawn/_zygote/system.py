@@ -33,7 +33,7 @@ def has_prctl() -> bool:
 
 def prctl(option: int, value: int) -> None:
     """
-    Set a process attribute; source: prctl(2).
+    Set an attribute of this process. Source: prctl(2), of which all other arguments are 0 here.
 
     Raises:
         OSError: The kernel refuses, or this Python cannot reach prctl (ENOSYS).
@@ -88,17 +88,33 @@ def _children_by_walk(parent: int) -> list[int]:
     return found
 
 
-def stat(pid: int) -> tuple[str, int, int, int, int] | None:
+def descendants(pid: int) -> dict[int, int]:
     """
-    State letter, parent, process group, session and controlling terminal (0: none) of *pid*; None when it is gone.
+    Everybody below *pid*, and when each was born.
+    """
+    found: dict[int, int] = {}
+    frontier = [pid]
+    while frontier:
+        for child in children(frontier.pop()):
+            facts = stat(child)
+            if facts is not None and child not in found:
+                found[child] = facts[5]
+                frontier.append(child)
+    return found
+
+
+def stat(pid: int) -> tuple[str, int, int, int, int, int] | None:
+    """
+    State letter, parent, process group, session, controlling terminal (0: none) and time of birth (clock ticks) of
+    *pid*; None when it is gone.
 
     Source: proc_pid_stat(5).
     """
     text = _read(f"/proc/{pid}/stat")
     if text is None:
         return None
-    fields = text[text.rindex(b")") + 2 :].split(None, 6)
-    return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
+    fields = text[text.rindex(b")") + 2 :].split(None, 20)
+    return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4]), int(fields[19])
 
 
 def _read(path: str) -> bytes | None:

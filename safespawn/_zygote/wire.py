@@ -14,9 +14,8 @@ Never: imports anything but C modules; waits.
 import fcntl
 import marshal
 import os
-from binascii import crc32
-
 from _struct import Struct
+from binascii import crc32
 
 PROTOCOL = 1  # any change of a message's shape or meaning
 INLINE_BYTES = 64 * 1024  # a datagram of this size fits the smallest socket buffer that distributions configure

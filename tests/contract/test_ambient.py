@@ -164,6 +164,7 @@ def test_an_application_that_was_itself_started_so():
 def test_the_statuses_are_right_when_others_reap():
     """With SIGCHLD ignored, or a thread that reaps whatever it finds, exit codes are right all the same."""
     result = subprocess.run(program("reaped.py"), env=ENV, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
     assert (result.stdout, result.stderr) == ("ignored [7, 7, 7, 7, 7]\nreaper [7, 7, 7, 7, 7]\nsignal -9\n", "")
 
 

@@ -44,9 +44,7 @@ def census():
 def facts(census):
     """The census by name; what `threading` does not know as `raw` and `native`."""
     found = {fact["name"]: fact for fact in census["facts"] if fact["in_threading"]}
-    (found["raw"],) = [
-        fact for fact in census["facts"] if fact["kind"] == "python" and not fact["in_threading"]
-    ]
+    (found["raw"],) = [fact for fact in census["facts"] if fact["kind"] == "python" and not fact["in_threading"]]
     (found["native"],) = [fact for fact in census["facts"] if fact["kind"] == "native"]
     assert len(found) == len(census["facts"])
     return found
@@ -116,9 +114,7 @@ def test_census_names_a_native_thread(facts):
     fact = facts["native"]
     assert fact["comm"] == fact["name"] == "a (native) one"
     assert fact["target"] is None
-    assert (
-        fact["text"] == f"'a (native) one' (native, id {fact['native_id']}): started by C code, place unknown"
-    )
+    assert fact["text"] == f"'a (native) one' (native, id {fact['native_id']}): started by C code, place unknown"
 
 
 def test_census_from_another_thread_counts_that_thread(census):
@@ -170,9 +166,7 @@ def test_warning_filter_always_is_respected():
 def test_warning_becomes_an_error_when_asked():
     """Under `-W error` the warning is raised, with the same text."""
     done = run_program(ORDER, "warn", "early", python=["-W", "error"])
-    assert done.stdout.startswith(
-        "ThreadOrderWarning\nsafespawn.init() is called while 1 other thread(s) run\n"
-    )
+    assert done.stdout.startswith("ThreadOrderWarning\nsafespawn.init() is called while 1 other thread(s) run\n")
     assert done.stderr == ""
 
 

@@ -190,6 +190,7 @@ def wait_level(before, seconds=GRACE_SECONDS):
     lines = Holdings.look().difference(before)
     if lines:
         gc.collect()
+        safespawn.run(["true"])  # soon after an exit the zygote reaps the orphans that have ended too
     while lines and time.monotonic() < deadline:
         time.sleep(0.005)
         lines = Holdings.look().difference(before)
