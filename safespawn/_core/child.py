@@ -39,6 +39,7 @@ LATE_SECONDS = 1.0  # no answer to a request: later calls get another zygote; ar
 ANSWER_SECONDS = 10.0  # no answer to a request at all; arbitrary, an exec from a slow network file system passes it
 NEWS_SECONDS = 5.0  # the kernel says that the child has ended, and the zygote does not tell the status
 GRACE_SECONDS = 0.25  # between SIGTERM and SIGKILL of a cancelled command; what subprocess grants after Ctrl-C
+WORD_SECONDS = 0.1  # for the word of a zygote that is late anyway, about what the kernel has said already
 KILL_SECONDS = 5.0  # after SIGKILL; a process that is still there sleeps in the kernel
 
 
@@ -360,7 +361,8 @@ def lost_flow(child: Child) -> Flow[None]:
     zygote = child.connection.zygote
     yield from zygote.death_flow()
     status = kept_status(child.pidfd)
-    if status is not None and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUR_SIGNALS):
+    ours = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUR_SIGNALS
+    if status is not None and (not ours or zygote.exit_status() == 0):  # 0: closed in order, so that is how it ended
         child.status, child.ended = status, time.monotonic()
         return
     raise child.lost("running", ("the child was killed with its zygote",) if status is not None else ())
@@ -469,16 +471,23 @@ def kill_flow(child: Child, *, whole: bool) -> Flow[None]:
 
     Raises:
         Unkillable: It is still there after `KILL_SECONDS`.
-        SpawnLost: As `exit_flow`.
+        SpawnLost: As `exit_flow`; ZygoteUnresponsive, if the zygote does not tell how it ended.
     """
     now = time.monotonic()
     tell(child, signal.SIGKILL, whole=whole)
-    if (yield from exit_flow(child, now + LATE_SECONDS)):
+    if (yield from exit_flow(child, now + (WORD_SECONDS if child.connection.zygote.is_stopped() else LATE_SECONDS))):
         return
-    if child.pidfd >= 0:  # the zygote is stopped or stuck: the child must not depend on it
+    child.connection.zygote.suspect()
+    if child.pidfd >= 0:  # the zygote is stopped or stuck: neither the child nor the caller must depend on it
         tell(child, signal.SIGKILL, whole=False)
-    if not (yield from exit_flow(child, now + KILL_SECONDS)):
-        raise unkillable(child)
+        ready = yield {child.pidfd: READ}, now + KILL_SECONDS
+        if not ready:
+            raise unkillable(child)
+        if (yield from exit_flow(child, time.monotonic() + WORD_SECONDS)):
+            return
+    elif (yield from exit_flow(child, now + KILL_SECONDS)):
+        return
+    raise child.unresponsive("killed, status unknown", time.monotonic() - now)
 
 
 def unkillable(child: Child) -> Unkillable:

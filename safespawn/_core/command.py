@@ -76,6 +76,11 @@ class Engine(Protocol):
         Whether *fd* is readable now.
         """
 
+    def track(self, process: Any) -> None:
+        """
+        Remember, weakly, a process that is held.
+        """
+
     def adopt(self, process: Any) -> None:
         """
         Keep a process that its owner forgot while it runs.

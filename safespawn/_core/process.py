@@ -21,7 +21,7 @@ from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import Usage
 from safespawn._core.transfer import Streams
-from safespawn.errors import ForeignCopy, TimeoutExpired
+from safespawn.errors import ForeignCopy, SafespawnError, TimeoutExpired
 
 TICK_SECONDS = 0.002  # between looks at what another thread is just doing; arbitrary, the work takes 0.1 ms
 POLL_SECONDS = 0.05  # how long a poll may wait for the word about a child that the kernel says has ended
@@ -49,6 +49,7 @@ class Process:
         """
         Start it; returns the application's pipe ends, the caller's.
         """
+        self.engine.track(self)
         self.child, ends = yield from launch_flow(self.engine, self.spec, None, patient=patient)
         return ends
 
@@ -153,6 +154,16 @@ class Process:
         if (self.returncode is not None or self.failure is not None) and not self._waiters and self.child is not None:
             self.child.close()
 
+    def settle_flow(self) -> Flow[None]:
+        """
+        Its zygote has ended, and so has it: take down what can still be known, for whoever asks later.
+        """
+        if self.child is not None and self.returncode is None and self.failure is None:
+            try:
+                yield from self.collect_flow(time.monotonic() + POLL_SECONDS)
+            except SafespawnError:
+                return  # kept in `failure`
+
     def poll_flow(self) -> Flow[int | None]:
         """
         The exit code if it has ended, None if it runs.
@@ -252,9 +263,10 @@ class Process:
         """
         if self.child is None or self.returncode is not None or self.failure is not None:
             return
-        if not self.spec.detached and not self.looks_ended():
-            warnings.warn(f"process {self.pid} is still running: {args!r}", ResourceWarning, source=owner, stacklevel=3)
+        runs = not self.looks_ended()
         self.engine.adopt(self)
+        if runs and not self.spec.detached:
+            warnings.warn(f"process {self.pid} is still running: {args!r}", ResourceWarning, source=owner, stacklevel=3)
 
     def abandon(self) -> None:
         """

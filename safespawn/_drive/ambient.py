@@ -49,15 +49,17 @@ class Observer:
     """
     Looks at this process; keeps what it saw last, so that what has not changed is the same object.
 
-    Any number of threads may use one: a lost update costs a message a little longer, no more.
+    Any number of threads may use one: a lost update costs a message a little longer, no more. Its two descriptors into
+    /proc are closed with it, when the last thread is through with it.
     """
 
     def __init__(self) -> None:
+        self._status_fd = self._namespaces_fd = -1  # for __del__, if one of these fails
         self._status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._namespaces_fd = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            self._namespaces_fd = -1
+        except (FileNotFoundError, PermissionError):
+            pass  # no namespaces here; want of descriptors is another thing: they would never be looked at again
         self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
         self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
         self._asked: tuple[str, ...] = self._namespaces
@@ -73,14 +75,10 @@ class Observer:
             return False
         return True
 
-    def close(self) -> None:
-        """
-        Close the two descriptors into /proc.
-        """
+    def __del__(self) -> None:
         for fd in (self._status_fd, self._namespaces_fd):
             if fd >= 0:
                 os.close(fd)
-        self._status_fd = self._namespaces_fd = -1
 
     def look(self) -> Ambient:
         """

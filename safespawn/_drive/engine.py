@@ -36,6 +36,7 @@ class Boot:
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
+        self.event_fd = -1  # no descriptors left: the exception says so, and __del__ comes all the same
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def over(self) -> None:
@@ -45,7 +46,8 @@ class Boot:
         os.eventfd_write(self.event_fd, 1)
 
     def __del__(self) -> None:
-        os.close(self.event_fd)  # only now: while somebody waits for it, somebody refers to it
+        if self.event_fd >= 0:
+            os.close(self.event_fd)  # only now: while somebody waits for it, somebody refers to it
 
 
 class Engine:
@@ -65,10 +67,11 @@ class Engine:
     def _reset(self) -> None:
         self.pid = os.getpid()
         self.boots = 0
-        self._observer: Observer | None = None
+        self._observers: dict[str, Observer] = {}  # one; a dict, because its setdefault is atomic
         self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
         self._earlier: list[Zygote] = []
         self._adopted: set[Any] = set()
+        self._held: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._starting: dict[bool, Boot] = {}
 
     # --- what flows use -----------------------------------------------------------------------------------------------
@@ -76,9 +79,9 @@ class Engine:
         """
         The application's present state.
         """
-        observer = self._observer
+        observer = self._observers.get("")
         if observer is None:
-            observer = self._observer = Observer()
+            observer = self._observers.setdefault("", Observer())
         return observer.look()
 
     def lease_nowait(self, *, detached: bool = False) -> tuple[Connection, Ambient] | None:
@@ -86,9 +89,11 @@ class Engine:
         As `lease_flow`, if the zygote is there, fits, and has an idle connection: as nearly always.
         """
         zygote = self._current.get(detached)
-        if zygote is None or not zygote.usable or self.pid != os.getpid() or self._observer is None:
+        if zygote is None or not zygote.usable or self.pid != os.getpid():
             return None
-        ambient = self._observer.look()
+        if self._adopted:
+            self.prune()
+        ambient = self.look()
         if zygote.world is not ambient.world and zygote.world != ambient.world:
             return None
         connection = zygote.lease_nowait()
@@ -139,11 +144,20 @@ class Engine:
         """
         return is_readable(fd)
 
+    def track(self, process: Any) -> None:
+        """
+        Remember, weakly, a process that is held: it is settled when this engine closes.
+        """
+        self._held[id(process)] = process
+
     def adopt(self, process: Any) -> None:
         """
-        Keep a process that its owner forgot while it runs: it ends with the application.
+        Keep a process that its owner forgot while it runs: it ends with the application, or has, with this engine.
         """
-        self._adopted.add(process)
+        if self.closed:
+            process.abandon()
+        else:
+            self._adopted.add(process)
 
     def census_flow(self, deadline: float) -> Flow[dict[str, Any]]:
         """
@@ -245,14 +259,16 @@ class Engine:
         gone = True
         for zygote in zygotes:
             gone = (yield from zygote.close_flow(deadline)) and gone
+        for held in self._held.valuerefs():  # one atomic copy: other threads may start and forget meanwhile
+            process = held()
+            if process is not None:
+                yield from process.settle_flow()
         for process in list(self._adopted):
             process.abandon()
         self._adopted.clear()
         for zygote in zygotes:
             zygote.release_if_gone()
-        observer, self._observer = self._observer, None
-        if observer is not None:
-            observer.close()
+        self._observers.clear()
         return gone
 
     def forget_in_copy(self) -> None:
@@ -261,8 +277,6 @@ class Engine:
         """
         for zygote in self.zygotes:
             zygote.forget_in_copy()
-        if self._observer is not None:
-            self._observer.close()
         self._reset()
 
     def check_owner(self, owner_pid: int, what: str) -> None:

@@ -63,6 +63,7 @@ class Zygote:
         self.leased: set[Connection] = set()
         self._idle: deque[Connection] = deque(self._connection(fd) for fd in connections)
         self._status: int | None = None
+        self._askers: set[object] = set()  # who waits at the control socket
         self._once = [None]  # popped by the thread that releases
 
     def _connection(self, fd: int) -> Connection:
@@ -88,10 +89,15 @@ class Zygote:
             TimeoutError: *deadline* has passed.
             SpawnError: No descriptors left, here or there.
         """
-        connection = yield from self._ask_flow(deadline)
-        if connection is not None:
-            self.leased.add(connection)
-        return connection
+        token = object()
+        self._askers.add(token)
+        try:
+            connection = yield from self._ask_flow(deadline)
+            if connection is not None:
+                self.leased.add(connection)
+            return connection
+        finally:
+            self._askers.discard(token)
 
     def _ask_flow(self, deadline: float | None) -> Flow[Connection | None]:
         try:
@@ -168,8 +174,14 @@ class Zygote:
         """
         if self.silent_since is None:
             self.silent_since = since
-        if now - self.silent_since >= LATE_SECONDS or self.looks()[0] in ("T", "t"):
+        if now - self.silent_since >= LATE_SECONDS or self.is_stopped():
             self.suspect()
+
+    def is_stopped(self) -> bool:
+        """
+        Whether somebody has stopped it, by a signal or as a debugger.
+        """
+        return self.looks()[0] in ("T", "t")
 
     def retire(self) -> None:
         """
@@ -203,8 +215,10 @@ class Zygote:
 
     def exit_status(self) -> int | None:
         """
-        How the warden, and so the zygote, ended; None while it runs or when somebody else has reaped it.
+        How the zygote ended, as its warden tells it; None while that runs, or when somebody else has reaped it.
         """
+        if self._status is None and not self.closed and is_readable(self.warden_fd):
+            self._status = _zygote_status(reap(self.warden_pid, self.warden_fd, None))
         return self._status
 
     def last_words(self) -> tuple[str, ...]:
@@ -230,6 +244,8 @@ class Zygote:
         """
         The zygote's own figures; empty when it does not answer by *deadline*.
         """
+        token = object()
+        self._askers.add(token)
         try:
             self.control.send((wire.CENSUS,))
             while True:
@@ -250,6 +266,8 @@ class Zygote:
                     return {}
         except OSError:
             return {}
+        finally:
+            self._askers.discard(token)
 
     @property
     def idle(self) -> int:
@@ -281,16 +299,24 @@ class Zygote:
         for connection in list(self.leased):
             connection.shut()  # whoever waits on it wakes, and closes it
         self.hang_up()
+        if self.is_stopped():
+            self._wake()
         gone = yield from self._gone_flow(deadline)
         if not gone:
-            _tell(self.warden_fd, signal.SIGCONT)  # whoever stopped the one may have stopped the other
-            for number in (signal.SIGCONT, signal.SIGKILL):
-                _tell(self.pidfd, number)
+            self._wake()
+            _tell(self.pidfd, signal.SIGKILL)
             gone = yield from self._gone_flow(time.monotonic() + DEATH_SECONDS)
         if not gone:
             _tell(self.warden_fd, signal.SIGKILL)
         self.release_if_gone()
         return gone
+
+    def _wake(self) -> None:
+        """
+        Let them go on: whoever stopped the one may have stopped the other.
+        """
+        for fd in (self.warden_fd, self.pidfd):
+            _tell(fd, signal.SIGCONT)
 
     def _gone_flow(self, deadline: float) -> Flow[bool]:
         while True:
@@ -304,7 +330,7 @@ class Zygote:
         """
         Reap the warden and close our descriptors, if it has ended and nobody is about to look at it.
         """
-        if self.leased or self.closed:
+        if self.leased or self._askers or self.closed:
             return
         if not is_readable(self.warden_fd):
             return
@@ -312,10 +338,10 @@ class Zygote:
             self._once.pop()
         except IndexError:
             return  # another thread does it
+        self.exit_status()
         self.closed = True
         self.trim()
         self.control.close()
-        self._status = reap(self.warden_pid, self.warden_fd, None)
         for fd in (self.pidfd, self.warden_fd, self.output_fd):
             os.close(fd)
 
@@ -323,8 +349,10 @@ class Zygote:
         """
         In a forked copy of the application: close the copies of our descriptors, and touch nothing else.
         """
-        self.closed = True
         self.usable = False
+        if self.closed:
+            return
+        self.closed = True
         self.control.close()
         while self._idle:
             self._idle.pop().close()
@@ -332,10 +360,17 @@ class Zygote:
             os.close(fd)
 
 
+def _zygote_status(status: int | None) -> int | None:
+    """
+    The zygote's exit code, or -N for signal N, from the warden's, which has 128 + N for that.
+    """
+    return 128 - status if status is not None and status > 128 else status
+
+
 def _tell(pidfd: int, number: int) -> None:
     try:
         signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone; or started as a user who this process is no more
         return
 
 

@@ -44,9 +44,9 @@ _REAL_CRASHES = (
 )
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     """
-    Become the warden and the zygote, or with "keep" the zygote alone.
+    Become the warden and the zygote, or with "keep" the zygote alone; returns the exit code.
     """
     control_fd, application_pid, mode = int(arguments[0]), int(arguments[1]), arguments[2]
     close_strangers(control_fd)
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     take_no_signals()
     application_fd = os.pidfd_open(application_pid)
     if os.getppid() != application_pid:
-        return  # it died before the line above
+        return 0  # it died before the line above
     system.arm_failpoints(os.environ.get("SAFESPAWN_FAILPOINTS", ""))
     keeps = mode == "keep"
     warden_pid = 0
@@ -69,13 +69,12 @@ def main(arguments: list[str]) -> None:
         if zygote_pid:
             os.close(control_fd)
             os.close(warden_fd)
-            guard(zygote_pid, application_fd)
-            return
+            return guard(zygote_pid, application_fd)
         os.setpgid(0, 0)
         if system.has_prctl():
             system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
         if os.getppid() != warden_pid:
-            return
+            return 0
     name_this("safespawn")
     raise_descriptor_limit()
     control = _socket.socket(fileno=control_fd)
@@ -86,6 +85,7 @@ def main(arguments: list[str]) -> None:
     hello(zygote, warden_pid)
     system.failpoint("zygote.booted")
     zygote.serve()
+    return 0
 
 
 def hello(zygote: server.Server, warden_pid: int) -> None:
@@ -103,9 +103,12 @@ def hello(zygote: server.Server, warden_pid: int) -> None:
         zygote.adopt(near)
 
 
-def guard(zygote_pid: int, application_fd: int) -> None:
+def guard(zygote_pid: int, application_fd: int) -> int:
     """
     The warden's whole life: wait for the zygote's death, then leave nobody behind.
+
+    Returns:
+        Its own exit code, which tells how the zygote ended: its exit code, or 128 + N for signal N.
     """
     name_this("safespawn-wardn")
     zygote_fd = os.pidfd_open(zygote_pid)
@@ -116,7 +119,11 @@ def guard(zygote_pid: int, application_fd: int) -> None:
         ends.unregister(application_fd)
         if not ends.poll(END_SECONDS * 1000):
             os.kill(zygote_pid, signal.SIGKILL)
+            ends.poll(END_SECONDS * 1000)
+    ended, status = os.waitpid(zygote_pid, os.WNOHANG)
     system.kill_all_children(os.getpid(), time.monotonic() + END_SECONDS)
+    code = os.waitstatus_to_exitcode(status) if ended else 0
+    return code if code >= 0 else 128 - code
 
 
 def close_strangers(control_fd: int) -> None:
@@ -182,6 +189,6 @@ def name_this(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    code = main(sys.argv[1:])
     sys.stdout = sys.stderr = None  # type: ignore[assignment] - nothing to flush, nobody to tell
-    os._exit(0)
+    os._exit(code)

@@ -14,9 +14,13 @@ from _struct import pack, unpack
 
 import wire
 
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from typing import Any
+
 BUFFER_BYTES = wire.INLINE_BYTES + 1024  # a longer message would have come in a memfd, and is cut off
 _CONTROL_BYTES = _socket.CMSG_SPACE(12) + _socket.CMSG_SPACE(4 * wire.MAX_FDS)
-_NO_FDS: tuple = ()
+_NO_FDS: tuple[int, ...] = ()
 
 
 class Refusal(Exception):
@@ -42,7 +46,7 @@ class Receiver:
         self.buffer = bytearray(BUFFER_BYTES)  # a fresh one for each message would cost its page faults
         self.view = (memoryview(self.buffer),)
 
-    def receive(self, connection, fds: list[int]) -> tuple | None:  # noqa: ANN001 - a socket
+    def receive(self, connection: _socket.socket, fds: list[int]) -> "tuple[Any, ...] | None":
         """
         One message, its descriptors appended to *fds* whatever else happens; None at the end of the connection.
 
@@ -84,7 +88,7 @@ class Receiver:
             raise Refusal(str(error)) from None
 
 
-def pair() -> tuple:
+def pair() -> tuple[_socket.socket, int]:
     """
     A connection: this side's socket, ready for use, and the descriptor of the other side.
     """
@@ -93,7 +97,7 @@ def pair() -> tuple:
     return near, far.detach()
 
 
-def prepare(near) -> None:  # noqa: ANN001
+def prepare(near: _socket.socket) -> None:
     """
     Never wait on *near*, and have the kernel name the senders.
     """
@@ -101,7 +105,7 @@ def prepare(near) -> None:  # noqa: ANN001
     near.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
 
 
-def send(connection, message: tuple, fds: tuple = _NO_FDS) -> None:  # noqa: ANN001
+def send(connection: _socket.socket, message: "tuple[Any, ...]", fds: tuple[int, ...] = _NO_FDS) -> None:
     """
     One datagram, with descriptors.
 

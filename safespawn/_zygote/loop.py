@@ -10,6 +10,11 @@ import select
 import sys
 import time
 
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 WATCHED = select.EPOLLIN | select.EPOLLRDHUP
 HUNG_UP = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
@@ -24,10 +29,10 @@ class Loop:
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.watched: dict[int, tuple] = {}  # fd -> (method, subject)
+        self.watched: dict[int, tuple[Callable[[Any, int], None], object]] = {}  # fd -> (method, subject)
         self.due: dict[object, float] = {}  # subject -> monotonic time
 
-    def watch(self, fd: int, method, subject) -> None:  # noqa: ANN001 - a callable and its first argument
+    def watch(self, fd: int, method: "Callable[[Any, int], None]", subject: object) -> None:
         """
         Call *method* when *fd* is readable or hung up.
         """
@@ -66,13 +71,13 @@ class Loop:
                 except Exception as error:  # noqa: BLE001
                     self.on_trouble(subject, error)
 
-    def on_due(self, subject) -> None:  # noqa: ANN001
+    def on_due(self, subject: object) -> None:
         """
         The time of *subject* has come.
         """
         raise NotImplementedError
 
-    def on_trouble(self, subject, error: Exception) -> None:  # noqa: ANN001
+    def on_trouble(self, subject: object, error: Exception) -> None:
         """
         A method has failed for *subject*. What is not the system's doing is written where a boot error would be.
         """

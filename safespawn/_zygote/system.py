@@ -14,14 +14,15 @@ import time
 
 try:
     import _ctypes
+
+    _PRCTL = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None: this very program
 except ImportError:  # a build of Python without libffi
     _ctypes = None  # type: ignore[assignment]
+    _PRCTL = 0
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-
-_PRCTL = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl") if _ctypes is not None else 0
 
 
 def has_prctl() -> bool:
@@ -33,10 +34,12 @@ def has_prctl() -> bool:
 
 def prctl(option: int, value: int) -> None:
     """
-    Set an attribute of this process. Source: prctl(2), of which all other arguments are 0 here.
+    Set an attribute of this process; all other arguments are 0.
 
     Raises:
         OSError: The kernel refuses, or this Python cannot reach prctl (ENOSYS).
+
+    Source: prctl(2).
     """
     if _ctypes is None:
         raise OSError(38, "this Python is built without libffi")
@@ -185,7 +188,7 @@ armed: dict[str, tuple[str, int]] = {}  # empty: callers do not even call
 _passages: dict[str, int] = {}
 
 
-def arm_failpoints(text: str, points: tuple = FAILPOINTS) -> None:
+def arm_failpoints(text: str, points: tuple[str, ...] = FAILPOINTS) -> None:
     """
     Read the failpoints from *text*, the value of SAFESPAWN_FAILPOINTS; arm those of *points*, this side's.
 

@@ -17,6 +17,11 @@ import os
 from _struct import Struct
 from binascii import crc32
 
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 PROTOCOL = 1  # any change of a message's shape or meaning
 INLINE_BYTES = 64 * 1024  # a datagram of this size fits the smallest socket buffer that distributions configure
 MEMFD_BYTES = 64 * 1024 * 1024  # far beyond ARG_MAX (6 MiB at most) plus prefilled input: larger is a mistake
@@ -75,15 +80,15 @@ _NONE = type(None)
 _BYTES, _INT, _NUMBERS, _OPTIONAL_INT = {bytes}, {int}, {int, float}, {int, _NONE}
 
 
-def _all_bytes(value: tuple) -> bool:
+def _all_bytes(value: "tuple[Any, ...]") -> bool:
     return _BYTES.issuperset(map(type, value))
 
 
-def _all_ints(value: tuple) -> bool:
+def _all_ints(value: "tuple[Any, ...]") -> bool:
     return _INT.issuperset(map(type, value))
 
 
-def _int_rows(value: tuple) -> bool:
+def _int_rows(value: "tuple[Any, ...]") -> bool:
     return not value or all(type(row) is tuple and _all_ints(row) for row in value)
 
 
@@ -91,23 +96,23 @@ def _triples(value: object) -> bool:
     return type(value) is tuple and all(type(row) is tuple and len(row) == 3 and _all_ints(row) for row in value)
 
 
-def _env(value: dict) -> bool:
+def _env(value: "dict[Any, Any]") -> bool:
     return _BYTES.issuperset(map(type, value)) and _BYTES.issuperset(map(type, value.values()))
 
 
-def _streams(value: tuple) -> bool:
+def _streams(value: "tuple[Any, ...]") -> bool:
     return len(value) == 3 and _INT.issuperset(map(type, value)) and min(value) >= STDOUT
 
 
-def _usage(value: tuple) -> bool:
+def _usage(value: "tuple[Any, ...]") -> bool:
     return _NUMBERS.issuperset(map(type, value))
 
 
-def _facts(value: dict) -> bool:
+def _facts(value: "dict[Any, Any]") -> bool:
     return {str}.issuperset(map(type, value)) and {int, float, str}.issuperset(map(type, value.values()))
 
 
-def _ambient(value: tuple) -> bool:
+def _ambient(value: "tuple[Any, ...]") -> bool:
     """
     What a child takes from the application, beside descriptors: environment, limits, CPU set, nice, process group.
     """
@@ -122,7 +127,7 @@ def _ambient(value: tuple) -> bool:
     )
 
 
-def _credentials(value: tuple) -> bool:
+def _credentials(value: "tuple[Any, ...]") -> bool:
     """
     What needs a process of its own before exec: user, group, groups, limits, nice, CPU set, death signal.
     """
@@ -136,7 +141,7 @@ def _credentials(value: tuple) -> bool:
 
 
 _MAYBE_BYTES, _MAYBE_TUPLE, _MAYBE_DICT = (bytes, _NONE), (tuple, _NONE), (dict, _NONE)
-SHAPES: dict[int, tuple] = {
+SHAPES: "dict[int, tuple[Any, ...]]" = {
     CONNECT: (),
     CENSUS: (),
     # argv, executable, ambient (None: as in the last SPAWN here), env (None: the ambient one), cwd, streams,
@@ -157,7 +162,7 @@ SHAPES: dict[int, tuple] = {
     SWEPT: (int,),  # processes killed
     REFUSED: (str,),
 }  # fmt: skip
-_INSIDE: dict[int, dict] = {
+_INSIDE: "dict[int, dict[int, Callable[[Any], bool]]]" = {
     SPAWN: {1: _all_bytes, 3: _ambient, 4: _env, 6: _streams, 7: _int_rows, 12: _all_ints, 13: _credentials},
     HELLO: {6: _facts},
     COUNTED: {1: _facts},
@@ -166,11 +171,11 @@ _INSIDE: dict[int, dict] = {
 }
 
 
-def _combinations(fields: tuple) -> frozenset:
+def _combinations(fields: "tuple[Any, ...]") -> "frozenset[tuple[type, ...]]":
     """
     Every row of types that *fields* allow, that of the kind in front.
     """
-    rows: list[tuple] = [(int,)]
+    rows: list[tuple[type, ...]] = [(int,)]
     for field in fields:
         rows = [(*row, each) for row in rows for each in (field if type(field) is tuple else (field,))]
     return frozenset(rows)
@@ -179,7 +184,7 @@ def _combinations(fields: tuple) -> frozenset:
 _CHECKS = {kind: (_combinations(fields), tuple(_INSIDE.get(kind, {}).items())) for kind, fields in SHAPES.items()}
 
 
-def encode(message: tuple) -> bytes:
+def encode(message: "tuple[Any, ...]") -> bytes:
     """
     One datagram for *message*; past `INLINE_BYTES` the sender moves its body with `to_memfd`.
     """
@@ -229,7 +234,7 @@ def from_memfd(header: bytes, fd: int) -> bytes:
     return _HEADER.pack(_MAGIC, header[3] & ~_IN_MEMFD, _HEADER.unpack(header)[2]) + body
 
 
-def decode(datagram: bytes) -> tuple:
+def decode(datagram: bytes) -> "tuple[Any, ...]":
     """
     The message in *datagram*, checked field by field.
 

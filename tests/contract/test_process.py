@@ -13,7 +13,7 @@ import time
 import warnings
 
 import pytest
-from support.children import program, state, survivors
+from support.children import alive, program, state, survivors
 
 import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
@@ -26,7 +26,7 @@ async def test_a_conversation(face):
     """Lines go back and forth while the process runs; leaving the block waits for its end."""
     async with face.open(ASK, stdin=PIPE, stdout=PIPE) as process:
         assert process.returncode is None
-        assert state(process.pid) not in (None, "Z")
+        assert alive(process.pid)
         assert await process.readline() == b"ready\n"
         await process.write(b"me\n")
         assert await process.readline() == b"got me\n"
@@ -141,11 +141,15 @@ async def test_communicate_after_reading(face):
         assert await process.communicate(b"\n") == (b"two\n", None)
 
 
-async def test_communicate_keeps_what_a_reader_had_buffered(face):
-    """Bytes that a stream object had read ahead beyond a line are in communicate's output, as in subprocess."""
-    async with face.open(["printf", "one\\ntwo\\nthree\\n"], stdout=PIPE) as process:
-        assert await process.readline() == b"one\n"
-        assert (await process.communicate())[0] == b"two\nthree\n"
+@pytest.mark.parametrize("options", [{}, {"encoding": "utf-8"}, {"stdin": PIPE, "stderr": PIPE}], ids=repr)
+async def test_communicate_keeps_what_a_reader_had_buffered(face, options):
+    """What a stream had read ahead beyond a line is in communicate's output, as text too and with several pipes."""
+    async with face.open(["printf", "one\\nzw\\303\\266\\nthree\\r\\n"], stdout=PIPE, **options) as process:
+        line, rest = await process.readline(), (await process.communicate())[0]
+    if "encoding" in options:
+        assert (line, rest) == ("one\n", "zwö\nthree\n")
+    else:
+        assert (line, rest) == (b"one\n", b"zw\xc3\xb6\nthree\r\n")
 
 
 async def test_wait_and_timeout(face):
@@ -157,7 +161,7 @@ async def test_wait_and_timeout(face):
     assert failure.value.cmd == process.args
     with pytest.raises(safespawn.TimeoutExpired):
         await process.wait(timeout=0)
-    assert state(process.pid) == "S"
+    assert alive(process.pid)
     await process.close_stdin()
     assert await process.wait(timeout=30) == 9
     assert await process.wait() == 9
@@ -237,7 +241,7 @@ async def test_stop_of_one_alone(face):
         leader, child = map(int, (await process.readline()).split())
         assert leader == process.pid
         assert await process.stop() == -signal.SIGTERM
-        assert state(child) == "S"
+        assert alive(child)
         os.kill(child, signal.SIGKILL)
     assert survivors([child]) == []
 
@@ -286,7 +290,7 @@ async def test_a_forgotten_process_is_told(face):
         with pytest.warns(ResourceWarning, match=f"process {pid} is still running"):
             del process
             gc.collect()
-        assert state(pid) == "S"
+        assert alive(pid)
     assert survivors([pid]) == []
 
 
@@ -364,7 +368,7 @@ async def test_held_by(face):
     assert leader == process.pid
     assert process.returncode == 0
     assert process.held_by == (child,)
-    assert state(child) == "S"
+    assert alive(child)
     os.kill(child, signal.SIGKILL)
     assert survivors([child]) == []
 

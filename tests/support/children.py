@@ -48,15 +48,22 @@ def state(pid):
         return None
 
 
+def alive(pid):
+    """
+    Whether a process runs: neither gone nor a zombie.
+    """
+    return state(pid) not in (None, "Z", "X")
+
+
 def survivors(pids, seconds=1.0):
     """
     Those of *pids* that still run after *seconds*, or as soon as there is none.
     """
     deadline = time.monotonic() + seconds
     while True:
-        alive = [pid for pid in pids if state(pid) not in (None, "Z", "X")]
-        if not alive or time.monotonic() > deadline:
-            return alive
+        left = [pid for pid in pids if alive(pid)]
+        if not left or time.monotonic() > deadline:
+            return left
         time.sleep(0.002)
 
 

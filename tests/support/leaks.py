@@ -78,9 +78,9 @@ def level_default():
         zygote.warden_fd: "default zygote: warden's pidfd",
         zygote.output_fd: "default zygote: output",
     }
-    if engine._observer is not None:
-        roles[engine._observer._status_fd] = "default engine: status"
-        roles[engine._observer._namespaces_fd] = "default engine: namespaces"
+    for observer in engine._observers.values():
+        roles[observer._status_fd] = "default engine: status"
+        roles[observer._namespaces_fd] = "default engine: namespaces"
     return {name: figures.get(name) for name in _LEVEL}, roles, zygote.warden_pid
 
 
