@@ -67,7 +67,13 @@ _HOMES = {
 }
 _MODULES = ("errors", "guard")
 
-__all__ = ["DEVNULL", "PIPE", "STDOUT", *sorted(_HOMES), *_MODULES]  # noqa: PLE0604 - all are strings
+__all__ = [
+    "DEVNULL", "PIPE", "STDOUT",
+    "AsyncProcess", "CalledProcessError", "CompletedProcess", "OrderError", "Popen", "SafespawnError", "SpawnError",
+    "SpawnLost", "Supervisor", "ThreadOrderWarning", "TimeoutExpired",
+    "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "errors", "guard", "init",
+    "open_process", "run", "statistics",
+]  # fmt: skip
 
 _recorder.install()
 

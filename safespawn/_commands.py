@@ -70,7 +70,8 @@ def prepare(
     if options and options.get("stdin") == subprocess.PIPE:
         del options["stdin"]
         given = b"" if given is None else given  # nobody could write to it: the child reads the end at once
-    if max_output_bytes is not None and not (isinstance(max_output_bytes, int) and max_output_bytes >= 0):
+    given_limit: Any = max_output_bytes  # not every caller's code has been checked for types
+    if given_limit is not None and not (isinstance(given_limit, int) and given_limit >= 0):
         raise BadArgument(
             "max_output_bytes is a number from 0 up", parameter="max_output_bytes", value=max_output_bytes
         )
@@ -158,9 +159,9 @@ def decoded(error: TimeoutExpired | OutputLimitExceeded, text: Text | None) -> N
     if text is not None:
         lenient = Text(text.encoding, "replace")
         if isinstance(error.stdout, bytes):
-            error.stdout = lenient.decode(error.stdout)
+            error.stdout = lenient.decode(error.stdout)  # pyright: ignore[reportAttributeAccessIssue] - as subprocess
         if isinstance(error.stderr, bytes):
-            error.stderr = lenient.decode(error.stderr)
+            error.stderr = lenient.decode(error.stderr)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def run_on(engine: Engine, args: Any, options: Mapping[str, Any]) -> CompletedProcess:

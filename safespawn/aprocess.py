@@ -4,6 +4,9 @@
 Runs in: application, a task. Starts no thread; never blocks the loop.
 """
 
+# What is private is ruff's to watch (SLF001), with a reason at each exception.
+# pyright: reportPrivateUsage=false
+
 import os
 import signal
 import time
@@ -117,7 +120,7 @@ class AsyncProcess:
         self._text = text
         self._wait_eof = wait_eof
         self._streams: Streams | None = None
-        self.args = process.args
+        self.args: Any = process.args
         self.held_by: tuple[int, ...] = ()
         self.stdin: AsyncWriter | None = None
         self.stdout: AsyncReader | None = None

@@ -92,7 +92,7 @@ def show_demo(options: argparse.Namespace) -> int:
     from safespawn import _demo
 
     ways = [way for way in _demo.WAYS if way != "trio" or importlib.util.find_spec("trio") is not None]
-    cells = []
+    cells: list[_demo.Cell] = []
     with connection():
         command = real_command()
         print(f"The same command again, up to {options.calls} times in each row. A call over 1 s counts as blocked.\n")
@@ -267,7 +267,7 @@ def find_zygotes() -> list[dict[str, Any]]:
     Source: proc(5).
     """
     table = {facts["pid"]: facts for facts in scan()}
-    found = []
+    found: list[dict[str, Any]] = []
     for facts in table.values():
         words = facts["words"]
         parent = table.get(facts["parent"])

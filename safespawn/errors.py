@@ -148,7 +148,7 @@ class _BadParameter(SafespawnError):
         self, message: str, *, parameter: str, value: object = ..., known: Sequence[str] = (), help: str = ""
     ) -> None:
         self.parameter = parameter
-        self.value = "" if value is ... else _short(value)  # None is a value that is often the wrong one
+        self.value: str = "" if value is ... else _short(value)  # None is a value that is often the wrong one
         fact = f"parameter {parameter!r}" + (f" is {self.value}" if self.value else "")
         super().__init__(message, known=(fact, *known), help=help or self._by_message.get(message, ""))
 
@@ -191,7 +191,7 @@ class UnsupportedOption(SafespawnError, ValueError):
         if replacements and not help:
             help = "use in its place: " + ", ".join(replacements)
         self.option = option
-        self.replacements = tuple(replacements)
+        self.replacements: tuple[str, ...] = tuple(replacements)
         super().__init__(f"option {option!r} is not supported", known=known, help=help)
 
 
@@ -252,7 +252,7 @@ class OrderError(SafespawnError, RuntimeError):
 
     def __init__(self, what: str, *, threads: Sequence[str], known: Sequence[str] = (), help: str = "") -> None:
         self.what = what
-        self.threads = tuple(threads)
+        self.threads: tuple[str, ...] = tuple(threads)
         known = (*(f"thread {thread}" for thread in threads), *known)
         super().__init__(f"{what} while {len(self.threads)} other thread(s) run", known=known, help=help)
 
@@ -287,7 +287,7 @@ class SpawnError(SafespawnError, OSError):
         args = (errno, strerror) if filename is None else (errno, strerror, filename)
         super().__init__(*args, known=known, help=help)
         self.stage = stage
-        self.argv = tuple(argv)
+        self.argv: tuple[Argument, ...] = tuple(argv)
 
 
 class SpawnNotFound(SpawnError, FileNotFoundError):
@@ -394,7 +394,7 @@ class CalledProcessError(SafespawnError, subprocess.CalledProcessError):
         pid: int | None = None, duration: float | None = None, rusage: struct_rusage | None = None,
         known: Sequence[str] = (), help: str = "",
     ) -> None:  # fmt: skip
-        facts = []
+        facts: list[str] = []
         if pid is not None:
             facts.append(f"pid {pid}" + ("" if duration is None else f" ran {duration:.3g} s"))
         if returncode < 0:
@@ -402,7 +402,7 @@ class CalledProcessError(SafespawnError, subprocess.CalledProcessError):
         facts.append(_tail("stderr", stderr))
         help = help or _status_advice(returncode, captured=stderr is not None)
         super().__init__(returncode, cmd, output, stderr, known=(*facts, *known), help=help)
-        self.args = (returncode, cmd)
+        self.args: tuple[Any, ...] = (returncode, cmd)
         self.pid = pid
         self.duration = duration
         self.rusage = rusage
@@ -435,9 +435,9 @@ class TimeoutExpired(SafespawnError, subprocess.TimeoutExpired):
             help = help or "a descendant kept stdout or stderr open: give it its own, or end it as well"
         facts += [_tail(name, data) for name, data in (("stdout", output), ("stderr", stderr)) if data]
         super().__init__(cmd, timeout, output, stderr, known=(*facts, *known), help=help)
-        self.args = (cmd, timeout)
+        self.args: tuple[Any, ...] = (cmd, timeout)
         self.pid = pid
-        self.held_by = tuple(held_by)
+        self.held_by: tuple[int, ...] = tuple(held_by)
 
 
 class OutputLimitExceeded(SafespawnError, subprocess.SubprocessError):
@@ -565,7 +565,7 @@ class SpawnLost(BrokenError, subprocess.SubprocessError):
         self, argv: Sequence[Argument], *, stage: str, pid: int | None = None, zygote_pid: int | None = None,
         zygote_status: int | None = None, known: Sequence[str] = (), help: str = "",
     ) -> None:  # fmt: skip
-        self.argv = tuple(argv)
+        self.argv: tuple[Argument, ...] = tuple(argv)
         self.pid = pid
         self.stage = stage
         self.zygote_pid = zygote_pid

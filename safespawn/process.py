@@ -20,6 +20,7 @@ from safespawn._core.status import struct_rusage
 from safespawn._core.transfer import Drain, Feed, Streams
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
+from safespawn._drive.interrupts import hold
 from safespawn._zygote import wire
 from safespawn.errors import BadArgument, BadArgumentType
 from safespawn.supervisor import current_engine
@@ -69,7 +70,7 @@ class Popen:
         self._process: Process | None = None
         self._streams: Streams | None = None
         self._text = text_mode(text, encoding, errors, universal_newlines)
-        if not isinstance(bufsize, int):
+        if not isinstance(bufsize, int):  # pyright: ignore[reportUnnecessaryIsInstance] - of what callers really give
             raise BadArgumentType("bufsize must be an integer", parameter="bufsize", value=bufsize)
         self._wait_eof = wait_eof
         self.args = args
@@ -81,16 +82,17 @@ class Popen:
         spec = build_spec(args, options, hold=True)
         audit(args, options)
         process = Process(current_engine() if engine is None else engine, spec, args)
-        ends = drive(process.start_flow(patient=False))
-        self._process = process
-        try:
-            for number, stream in enumerate(spec.streams):
-                if stream == wire.PIPE:
-                    setattr(self, ("stdin", "stdout", "stderr")[number], self._open(number, ends, bufsize))
-        except BaseException:
-            close_all(ends)
-            process.abandon()
-            raise
+        with hold():
+            ends = drive(process.start_flow(patient=False))
+            self._process = process
+            try:
+                for number, stream in enumerate(spec.streams):
+                    if stream == wire.PIPE:
+                        setattr(self, ("stdin", "stdout", "stderr")[number], self._open(number, ends, bufsize))
+            except BaseException:
+                close_all(ends)
+                process.abandon()
+                raise
 
     def _open(self, number: int, ends: list[int], bufsize: int) -> IO[Any]:
         """
@@ -212,7 +214,7 @@ class Popen:
         with file:
             layer: Any = file
             while not isinstance(layer, _ReadEnd):
-                layer = layer.raw if isinstance(layer, io.BufferedReader) else layer.buffer
+                layer = layer.raw if hasattr(layer, "raw") else layer.buffer
             layer.put_back(drain.result())
             return file.read()
 
@@ -308,7 +310,7 @@ class _ReadEnd(io.FileIO):
     def readinto(self, buffer: Any) -> int | None:
         return super().readinto(buffer) if self._rest is None else self._rest.readinto(buffer)
 
-    def readall(self) -> bytes | None:
+    def readall(self) -> bytes | None:  # type: ignore[override]  # None: not blocking, and nothing there yet
         return super().readall() if self._rest is None else self._rest.read()
 
     def read(self, size: int | None = -1) -> Any:

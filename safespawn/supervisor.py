@@ -10,6 +10,9 @@ Leaving ends everything that was started, within a bound.
 Runs in: application, any thread; entered and left by the same one.
 """
 
+# What is private is ruff's to watch (SLF001), with a reason at each exception.
+# pyright: reportPrivateUsage=false
+
 import atexit
 import os
 import time
@@ -21,7 +24,7 @@ from safespawn._commands import Runner
 from safespawn._core.options import deadline_after
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
-from safespawn.errors import ClosedError
+from safespawn.errors import BadArgumentType, ClosedError
 
 Policy = Literal["error", "warn", "off"]
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
@@ -45,9 +48,10 @@ class Supervisor(Runner):
     """
 
     def __init__(self, name: str = "supervisor", *, guard: Policy = "warn", stop_timeout: float = STOP_SECONDS) -> None:
-        deadline_after(stop_timeout, 0.0)
+        if deadline_after(stop_timeout, 0.0) is None:
+            raise BadArgumentType("stop_timeout is a number of seconds", parameter="stop_timeout", value=stop_timeout)
         self.name = name
-        self._guard = guard
+        self._guard: Policy = guard
         self._stop_timeout = stop_timeout
         self._engine = Engine(f"Supervisor {name!r}")
         self._entered = False
@@ -56,7 +60,7 @@ class Supervisor(Runner):
         return f"<Supervisor {self.name!r}>"
 
     def __enter__(self) -> Self:
-        return self._open(stacklevel=3)
+        return self._open(stacklevel=2)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -66,7 +70,7 @@ class Supervisor(Runner):
     async def __aenter__(self) -> Self:
         from safespawn._drive.async_driver import adrive
 
-        self._check_line(stacklevel=3)
+        self._check_line(stacklevel=2)
         await adrive(self._engine.zygote_flow(patient=True))
         self._enter()
         return self

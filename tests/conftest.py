@@ -6,6 +6,7 @@ import inspect
 import os
 
 import pytest
+
 from support import faces, leaks
 
 _NO_PROCESSES = os.sep + os.path.join("tests", "unit") + os.sep  # tests that start nothing are not asked what they left

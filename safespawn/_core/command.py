@@ -60,6 +60,7 @@ class Engine(Protocol):
         """
         A connection to a zygote of the application's present world, and that world as it was seen.
         """
+        ...
 
     def give_back(self, connection: Connection) -> None:
         """
@@ -75,6 +76,7 @@ class Engine(Protocol):
         """
         Whether *fd* is readable now.
         """
+        ...
 
     def track(self, process: Any) -> None:
         """
@@ -209,7 +211,10 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
         except (GeneratorExit, SafespawnError):
             raise
         except BaseException:
-            yield from end_flow(child, whole=options.kill_tree)
+            try:
+                yield from end_flow(child, whole=options.kill_tree)
+            except SafespawnError:
+                pass  # the interruption is what the caller must hear of; the connection is closed, which ends the child
             raise
         healthy = True
         return outcome(child, streams, held_by)

@@ -36,9 +36,9 @@ class Connection:
 
     def __init__(self, socket: _socket.socket, zygote: Any) -> None:
         socket.setblocking(False)
-        self.socket = socket
-        self.zygote = zygote  # whose generation this is; opaque here
-        self.owner_pid = os.getpid()
+        self.socket: _socket.socket = socket
+        self.zygote: Any = zygote  # whose generation this is; opaque here
+        self.owner_pid: int = os.getpid()
         self.ambient: object = None  # the last one that was sent here
 
     def fileno(self) -> int:

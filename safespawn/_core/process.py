@@ -12,16 +12,18 @@ import os
 import signal
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safespawn._core.child import Child, end_flow, exit_flow, release_flow
 from safespawn._core.command import DRAIN_SECONDS, Engine, launch_flow, results
 from safespawn._core.flow import READ, Flow, earliest
 from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
-from safespawn._core.status import Usage
 from safespawn._core.transfer import Streams
 from safespawn.errors import ForeignCopy, SafespawnError, TimeoutExpired
+
+if TYPE_CHECKING:
+    from safespawn._core.status import Usage
 
 TICK_SECONDS = 0.002  # between looks at what another thread is just doing; arbitrary, the work takes 0.1 ms
 POLL_SECONDS = 0.05  # how long a poll may wait for the word about a child that the kernel says has ended
@@ -36,7 +38,7 @@ class Process:
         self.engine = engine
         self.spec = spec
         self.args = args
-        self.owner_pid = os.getpid()
+        self.owner_pid: int = os.getpid()
         self.child: Child | None = None
         self.returncode: int | None = None
         self.duration: float | None = None
@@ -208,6 +210,7 @@ class Process:
         except Exception as error:
             self.failure = error
             self.engine.discard(child.connection)
+            self._let_go()
             raise
         finally:
             if self.failure is None:

@@ -22,7 +22,7 @@ class ReadEnd:
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
-        self.fd = fd
+        self.fd: int = fd
         self._buffer = bytearray()
 
     def _more_flow(self) -> Flow[bytes]:
@@ -99,7 +99,7 @@ class WriteEnd:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         track_write_end(fd)
-        self.fd = fd
+        self.fd: int = fd
 
     def write_flow(self, data: memoryview) -> Flow[None]:
         """

@@ -145,7 +145,7 @@ class Feed:
         self._close = close
         if close is None:
             track_write_end(fd)
-        self.fd = fd
+        self.fd: int = fd
         os.set_blocking(fd, False)
         self._view = memoryview(data).cast("B")
 
@@ -229,8 +229,8 @@ class Streams:
     __slots__ = ("drains", "feed")
 
     def __init__(self, feed: Feed | None, drains: tuple[Drain | None, Drain | None]) -> None:
-        self.feed = feed
-        self.drains = drains
+        self.feed: Feed | None = feed
+        self.drains: tuple[Drain | None, Drain | None] = drains
 
     def interest(self) -> dict[int, int]:
         """

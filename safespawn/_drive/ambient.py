@@ -114,6 +114,11 @@ class Observer:
         of them shows as a change of the capabilities.
         """
         umask, ignored, marks = _parse(text)
+        asked, self._asked = self._asked, self._namespaces if _may_move(marks) else ()
+        if self._asked and not asked:  # it has the right now
+            return self.look()
+        if not self._asked:
+            seen, root = seen[:7], ()
         limits, cpus, nice, group, session = seen[2:7]
         rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
         carried: Carried = (dict(environ), rows, tuple(sorted(cpus)), nice, group)
@@ -122,7 +127,6 @@ class Observer:
             carried = before.carried
         world = (*marks, session, seen[7:], root)
         ambient = Ambient(carried, umask, ignored, world)
-        self._asked = self._namespaces if _may_move(marks) else ()
         self._last = ((seen, root), ambient)
         return ambient
 

@@ -2,7 +2,8 @@
 The async driver: runs a flow to its end in a task of asyncio, uvloop or trio, without a thread.
 
 What the flow waits for goes into an epoll set of its own, and the task waits for that one descriptor. So any number
-of tasks may wait for the same descriptor, and one kind of waiting serves every event loop.
+of tasks may wait for the same descriptor, and one kind of waiting serves every event loop. A single descriptor that
+nobody else waits for needs no set.
 
 Runs in: application, a task.
 Source: epoll(7), "an epoll file descriptor is itself readable when events are waiting".
@@ -17,7 +18,8 @@ from typing import TypeVar
 import anyio
 
 from safespawn._core.explain import spawn_error
-from safespawn._core.flow import Flow, Ready, Want
+from safespawn._core.flow import READ, Flow, Ready, Want
+from safespawn._drive.blocking import is_readable
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ async def adrive(flow: Flow[T]) -> T:
 
 class _Waiter:
     """
-    An epoll set kept equal to what the flow wants; made when it is first needed.
+    An epoll set kept equal to what the flow wants; made when more than one descriptor is wanted for the first time.
     """
 
     __slots__ = ("_epoll", "_registered")
@@ -87,8 +89,27 @@ class _Waiter:
         self._registered = dict(interest)
         return epoll
 
+    async def _wait_for_one(self, fd: int, deadline: float | None) -> Ready:
+        """
+        The usual wait, for one descriptor to be readable: no set is needed.
+        """
+        while True:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            with anyio.move_on_after(max(0.0, left)) as scope:
+                await anyio.wait_readable(fd)
+            if not scope.cancelled_caught or is_readable(fd):
+                return {fd: READ}
+            if deadline is not None and time.monotonic() >= deadline:
+                return {}
+
     async def wait(self, want: Want) -> Ready:
         interest, deadline = want
+        if self._epoll is None and len(interest) == 1 and READ in interest.values():
+            try:
+                (fd,) = interest
+                return await self._wait_for_one(fd, deadline)
+            except anyio.BusyResourceError:
+                pass  # another task of this loop waits for it: only an epoll set can be waited for twice
         epoll = self._equal(interest)
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()

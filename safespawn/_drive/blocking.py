@@ -10,6 +10,7 @@ import time
 from typing import TypeVar
 
 from safespawn._core.flow import Flow, Ready, Want
+from safespawn._drive.interrupts import Held, hold
 
 T = TypeVar("T")
 
@@ -19,11 +20,17 @@ def drive(flow: Flow[T]) -> T:
     Run *flow* to its end.
 
     An exception that comes while it waits, a KeyboardInterrupt above all, is thrown into the flow, which goes on until
-    it has ended what it started. A second one is thrown in as well; flows answer it by ending at once.
+    it has ended what it started. A second one is thrown in as well; flows answer it by ending at once. Ctrl-C comes
+    only while it waits.
 
     Returns:
         What the flow returns.
     """
+    with hold() as held:
+        return _drive(flow, held)
+
+
+def _drive(flow: Flow[T], held: Held | None) -> T:
     waiter: _Waiter | None = None
     send = flow.send
     try:
@@ -31,7 +38,7 @@ def drive(flow: Flow[T]) -> T:
         waiter = _Waiter()
         while True:
             try:
-                ready = waiter.wait(want)
+                ready = waiter.wait(want) if held is None else held.wait(waiter.wait, want)
             except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
                 want = flow.throw(error)
             else:

@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.closed = False
+        self.closed: bool = False
         self._reset()
         _engines.add(self)
         if not _hooked:
@@ -65,8 +65,8 @@ class Engine:
             os.register_at_fork(after_in_child=_forget_in_copy)
 
     def _reset(self) -> None:
-        self.pid = os.getpid()
-        self.boots = 0
+        self.pid: int = os.getpid()
+        self.boots: int = 0
         self._observers: dict[str, Observer] = {}  # one; a dict, because its setdefault is atomic
         self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
         self._earlier: list[Zygote] = []

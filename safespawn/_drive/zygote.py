@@ -63,7 +63,7 @@ class Zygote:
         self.leased: set[Connection] = set()
         self._idle: deque[Connection] = deque(self._connection(fd) for fd in connections)
         self._status: int | None = None
-        self._askers: set[object] = set()  # who waits at the control socket
+        self._askers: set[object] = set()  # who waits at the control socket, or for the end
         self._once = [None]  # popped by the thread that releases
 
     def _connection(self, fd: int) -> Connection:
@@ -169,8 +169,8 @@ class Zygote:
 
     def note_silence(self, since: float, now: float) -> None:
         """
-        A request of the time *since* had no answer when its own short limit came. That alone says nothing of the zygote;
-        that it is stopped does, and that nobody has had an answer for a while.
+        A request of the time *since* had no answer when its own short limit came. That alone says nothing of the
+        zygote; that it is stopped does, and that nobody has had an answer for a while.
         """
         if self.silent_since is None:
             self.silent_since = since
@@ -295,21 +295,28 @@ class Zygote:
         if self.closed or self.owner_pid != os.getpid():
             return True
         self.usable = False
-        self.trim()
-        for connection in list(self.leased):
-            connection.shut()  # whoever waits on it wakes, and closes it
-        self.hang_up()
-        if self.is_stopped():
-            self._wake()
-        gone = yield from self._gone_flow(deadline)
-        if not gone:
-            self._wake()
-            _tell(self.pidfd, signal.SIGKILL)
-            gone = yield from self._gone_flow(time.monotonic() + DEATH_SECONDS)
-        if not gone:
-            _tell(self.warden_fd, signal.SIGKILL)
-        self.release_if_gone()
-        return gone
+        token = object()
+        self._askers.add(token)  # the descriptors stay until we are done, whatever the owners of the children do
+        try:
+            if not self._once:
+                return True  # another thread, who has seen the end, releases
+            self.trim()
+            for connection in list(self.leased):
+                connection.shut()  # whoever waits on it wakes, and closes it
+            self.hang_up()
+            if self.is_stopped():
+                self._wake()
+            gone = yield from self._gone_flow(deadline)
+            if not gone:
+                self._wake()
+                _tell(self.pidfd, signal.SIGKILL)
+                gone = yield from self._gone_flow(time.monotonic() + DEATH_SECONDS)
+            if not gone:
+                _tell(self.warden_fd, signal.SIGKILL)
+            return gone
+        finally:
+            self._askers.discard(token)
+            self.release_if_gone()
 
     def _wake(self) -> None:
         """
@@ -338,6 +345,9 @@ class Zygote:
             self._once.pop()
         except IndexError:
             return  # another thread does it
+        if self.leased or self._askers:
+            self._once.append(None)  # somebody came between our look and our turn; whoever goes last does it
+            return
         self.exit_status()
         self.closed = True
         self.trim()

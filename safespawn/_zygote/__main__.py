@@ -190,5 +190,5 @@ def name_this(name: str) -> None:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout = sys.stderr = None  # type: ignore[assignment] - nothing to flush, nobody to tell
+    sys.stdout = sys.stderr = None  # nothing to flush, nobody to tell
     os._exit(code)

@@ -23,6 +23,14 @@ import time
 import system
 import wire
 
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
+    Handler = Callable[[int, FrameType | None], Any] | int | None  # of a signal
+
 LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
 )
@@ -100,20 +108,21 @@ class Launcher:
         self.limits = {number: resource.getrlimit(number) for number in LIMITS}
         self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.cpus = tuple(sorted(os.sched_getaffinity(0)))
-        self._compared: tuple = (None, True, None)
+        self._compared: tuple[Any, bool, tuple[int, int] | None] = (None, True, None)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
-    def group(self, request: tuple, ambient: tuple) -> int | None:
+    def group(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> int | None:
         """
         The process group the child joins: 0 is its own, None that of whoever starts it (a new session's leader).
         """
-        if request[10] != wire.GROUP_AUTO:
-            return request[10]
+        wanted: int = request[10]
+        if wanted != wire.GROUP_AUTO:
+            return wanted
         if request[9] & wire.NEW_SESSION:
             return None
         return ambient[4] if self.has_terminal else 0
 
-    def needs_fork(self, request: tuple, ambient: tuple) -> bool:
+    def needs_fork(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> bool:
         """
         Whether something is asked that only the child itself can do.
         """
@@ -128,7 +137,7 @@ class Launcher:
             or signal.SIGCHLD in request[12]  # ignored here, even for a moment, the kernel would reap in our place
         )
 
-    def _compare(self, ambient: tuple) -> None:
+    def _compare(self, ambient: "tuple[Any, ...]") -> None:
         """
         Whether the application's limits, nice and CPU set are such that only the child can take them on; and its
         RLIMIT_NOFILE, the one limit that the zygote may lend (its own is raised as far as it goes), where it differs.
@@ -142,7 +151,7 @@ class Launcher:
                 lent = (soft, hard)
         self._compared = (ambient, needs, lent)
 
-    def wire_up(self, request: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
+    def wire_up(self, request: "tuple[Any, ...]", fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """
         Make the pipes; returns (descriptor here, number in the child), to be duplicated in this order.
         """
@@ -168,7 +177,7 @@ class Launcher:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
         return pairs
 
-    def enter(self, request: tuple, fds: list[int], env: dict) -> list[bytes]:
+    def enter(self, request: "tuple[Any, ...]", fds: list[int], env: dict[bytes, bytes]) -> list[bytes]:
         """
         Take on the directory and the umask, and say which files may be the program, in order.
         """
@@ -189,14 +198,16 @@ class Launcher:
         return [directory + b"/" + name if directory else name for directory in directories]
 
     # --- the two ways ------------------------------------------------------------------------------------------------
-    def spawn(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None) -> int:
+    def spawn(
+        self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
+    ) -> int:
         """
         Start the program by posix_spawn; returns its pid. The zygote is left in the child's directory until it tidies.
         """
         env = ambient[0] if request[4] is None else request[4]
         actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in self.wire_up(request, fds, ends)]
         candidates = self.enter(request, fds, env)
-        options: dict = {} if group is None else {"setpgroup": group}
+        options: dict[str, Any] = {} if group is None else {"setpgroup": group}
         if request[9] & wire.NEW_SESSION:
             options["setsid"] = True
         lent = self._compared[2]
@@ -217,7 +228,9 @@ class Launcher:
             if lent is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits[resource.RLIMIT_NOFILE])
 
-    def fork(self, request: tuple, ambient: tuple, fds: list[int], ends: Ends, group: int | None) -> tuple[int, int]:
+    def fork(
+        self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
+    ) -> tuple[int, int]:
         """
         Fork a child that sets itself up and execs; returns its pid and the pipe on which it reports.
         """
@@ -242,8 +255,8 @@ class Launcher:
                 become(self, request, ambient, fds, pairs, env, group)
             except LaunchError as error:
                 os.write(report_w, report(error))
-            except OSError as error:
-                os.write(report_w, report(LaunchError("fork", error.errno or errno.EIO)))
+            except BaseException as error:  # noqa: BLE001 - what nobody foresaw is told as well, not an exit code 127
+                os.write(report_w, report(LaunchError("fork", getattr(error, "errno", None) or errno.EPROTO)))
             finally:
                 os._exit(127)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -253,7 +266,13 @@ class Launcher:
 
 
 def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
-    launcher: Launcher, request: tuple, ambient: tuple, fds: list[int], pairs: list, env: dict, group: int | None
+    launcher: Launcher,
+    request: "tuple[Any, ...]",
+    ambient: "tuple[Any, ...]",
+    fds: list[int],
+    pairs: list[tuple[int, int]],
+    env: dict[bytes, bytes],
+    group: int | None,
 ) -> None:
     """
     In the forked child: set everything up, then exec. Comes back only by an exception.
@@ -290,7 +309,7 @@ def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
         raise LaunchError("exec", error.errno or errno.EIO) from None
 
 
-def reset_signals(ignored: tuple) -> None:
+def reset_signals(ignored: tuple[int, ...]) -> None:
     """
     Default actions for all signals but the *ignored* ones.
     """
@@ -299,7 +318,7 @@ def reset_signals(ignored: tuple) -> None:
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
 
-def take_on(launcher: Launcher, ambient: tuple, credentials: tuple | None) -> None:
+def take_on(launcher: Launcher, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None") -> None:
     """
     The limits, nice value and CPU set of the application, then what the request asks for itself.
     """
@@ -322,7 +341,7 @@ def take_on(launcher: Launcher, ambient: tuple, credentials: tuple | None) -> No
         step("user", os.setresuid, user, user, user)
 
 
-def step(stage: str, action, *arguments: object) -> None:  # noqa: ANN001 - a callable; typing is not imported here
+def step(stage: str, action: "Callable[..., object]", *arguments: object) -> None:
     """
     Do *action*; a failure is told with its *stage*.
     """
@@ -330,11 +349,11 @@ def step(stage: str, action, *arguments: object) -> None:  # noqa: ANN001 - a ca
         action(*arguments)
     except OSError as error:
         raise LaunchError(stage, error.errno or errno.EIO) from None
-    except ValueError:  # setrlimit: soft above hard, or above what the kernel allows
+    except (ValueError, OverflowError):  # setrlimit: soft above hard, or above what the kernel allows
         raise LaunchError(stage, errno.EINVAL) from None
 
 
-def try_each(candidates: list[bytes], start) -> int:  # noqa: ANN001
+def try_each(candidates: list[bytes], start: "Callable[[bytes], int]") -> int:
     """
     Start the first of *candidates* that can be; otherwise the first error that says more than "not there".
 
@@ -412,7 +431,7 @@ def prefill(data: bytes, fd: int, ends: Ends) -> None:
     os.close(fd)
 
 
-def above_targets(passed: tuple, fds: list[int], ends: Ends) -> list[tuple[int, int]]:
+def above_targets(passed: tuple[tuple[int, int], ...], fds: list[int], ends: Ends) -> list[tuple[int, int]]:
     """
     Descriptors to pass, moved above every number they shall get, so that no dup2 overwrites a later one's source.
     """
@@ -427,11 +446,11 @@ def above_targets(passed: tuple, fds: list[int], ends: Ends) -> list[tuple[int, 
     return moved
 
 
-def ignore(numbers: tuple) -> list[tuple[int, object]]:
+def ignore(numbers: tuple[int, ...]) -> "list[tuple[int, Handler]]":
     """
     Ignore signals for the moment of a start, since SIG_IGN is what a program inherits; says what was before.
     """
-    handlers = []
+    handlers: list[tuple[int, Handler]] = []
     for number in numbers:
         try:
             handlers.append((number, signal.signal(number, signal.SIG_IGN)))
@@ -440,7 +459,7 @@ def ignore(numbers: tuple) -> list[tuple[int, object]]:
     return handlers
 
 
-def restore(handlers: list) -> None:
+def restore(handlers: "list[tuple[int, Handler]]") -> None:
     """
     Undo `ignore`.
     """

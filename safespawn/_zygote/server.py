@@ -21,6 +21,11 @@ import system
 import wire
 from loop import HUNG_UP, Loop
 
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any
+
 GRACE_SECONDS = 0.5  # between SIGTERM and SIGKILL of an abandoned child; arbitrary, short enough for a stop in 2 s
 MOMENT_SECONDS = 0.003  # a quiet start is announced when it lasts longer; a child that execs and ends takes 1 ms
 TIDY_SECONDS = 0.05  # from an exit to the look for adopted orphans that ended too: many exits share one look
@@ -38,10 +43,10 @@ class Session:
     __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "quiet", "report_fd",
                  "state", "tree", "usage")  # fmt: skip
 
-    def __init__(self, connection) -> None:  # noqa: ANN001 - a socket
-        self.connection = connection
+    def __init__(self, connection: "socket") -> None:
+        self.connection: socket | None = connection
         self.state = table.IDLE
-        self.ambient: tuple | None = None
+        self.ambient: tuple[Any, ...] | None = None
         self.pid = 0
         self.pidfd = -1
         self.report_fd = -1
@@ -49,7 +54,7 @@ class Session:
         self.group = 0  # the group that the child leads, or 0
         self.family: dict[int, int] = {}  # its descendants when it was asked to end, and their times of birth
         self.hold = self.quiet = self.tree = False
-        self.usage: tuple | None = None
+        self.usage: tuple[float, ...] | None = None
 
 
 class Server(Loop):
@@ -57,7 +62,9 @@ class Server(Loop):
     The whole of the zygote after its boot.
     """
 
-    def __init__(self, control, application_pid: int, application_fd: int, warden_fd: int, *, keeps: bool) -> None:  # noqa: ANN001
+    def __init__(
+        self, control: "socket", application_pid: int, application_fd: int, warden_fd: int, *, keeps: bool
+    ) -> None:
         super().__init__()
         self.control = control
         self.receiver = channel.Receiver(application_pid)
@@ -182,7 +189,7 @@ class Server(Loop):
             return
         fds: list[int] = []
         try:
-            message = self.receiver.receive(session.connection, fds)
+            message = self.receiver.receive(session.connection, fds)  # type: ignore[arg-type]  # watched, so it is open
             kind = 0 if message is None else message[0]
             if kind == wire.SPAWN:
                 if system.armed:
@@ -255,7 +262,7 @@ class Server(Loop):
                 self.event(subject, table.GRACE_OVER)
 
     # --- effects, named in the table ---------------------------------------------------------------------------------
-    def start(self, session: Session, request: tuple, fds: list[int]) -> None:
+    def start(self, session: Session, request: "tuple[Any, ...]", fds: list[int]) -> None:
         """
         Launch what is asked, and say that it was launched or why not.
         """
@@ -265,7 +272,9 @@ class Server(Loop):
         flags = request[9]
         ends = launch.Ends()
         try:
-            check(request, ambient, fds)
+            if ambient is None:
+                raise launch.LaunchError("protocol", errno.EPROTO, b"no ambient state was sent on this connection")
+            check(request, fds)
             group = self.launcher.group(request, ambient)
             if self.launcher.needs_fork(request, ambient):
                 session.pid, session.report_fd = self.launcher.fork(request, ambient, fds, ends, group)
@@ -346,7 +355,7 @@ class Server(Loop):
         """
         if system.armed:
             system.failpoint("zygote.before_started")
-        ends = session.ends
+        ends: launch.Ends = session.ends  # type: ignore[assignment]  # a launch has them until STARTED is said
         session.ends = None
         try:
             self.send(session, (wire.STARTED, session.pid, ends.mask), (session.pidfd, *ends.given))
@@ -405,14 +414,14 @@ class Server(Loop):
         """
         self.send(session, (wire.RELEASED, session.usage))
 
-    def reply_swept(self, session: Session, *message: tuple) -> None:
+    def reply_swept(self, session: Session, *message: "tuple[Any, ...]") -> None:
         """
         Say SWEPT, to whoever waits for it: a gentler signal than SIGKILL that came too late has no answer.
         """
         if message[0][1] == signal.SIGKILL:
             self.send(session, (wire.SWEPT, self.swept))
 
-    def pass_signal(self, session: Session, message: tuple) -> None:
+    def pass_signal(self, session: Session, message: "tuple[Any, ...]") -> None:
         """
         Signal the child, or its whole tree.
         """
@@ -462,7 +471,7 @@ class Server(Loop):
         """
         self.due[session] = time.monotonic() + GRACE_SECONDS
 
-    def sweep(self, session: Session, *message: tuple) -> None:
+    def sweep(self, session: Session, *message: "tuple[Any, ...]") -> None:
         """
         SIGKILL what is left of a child's tree beside it: orphans of its group or session, and those of its family when
         it was asked to end. They came to the subreaper.
@@ -505,7 +514,7 @@ class Server(Loop):
         os.close(far_fd)
         self.adopt(near)
 
-    def adopt(self, near) -> None:  # noqa: ANN001
+    def adopt(self, near: "socket") -> None:
         """
         Begin a session on *near*.
         """
@@ -513,7 +522,7 @@ class Server(Loop):
         self.sessions.add(session)
         self.watch(near.fileno(), self.on_message, session)
 
-    def send(self, session: Session, message: tuple, fds: tuple = ()) -> None:
+    def send(self, session: Session, message: "tuple[Any, ...]", fds: tuple[int, ...] = ()) -> None:
         """
         Send on a connection. A peer that does not read its two answers, or has gone, loses its child.
         """
@@ -523,7 +532,7 @@ class Server(Loop):
             except OSError:
                 self.close_session(session)
 
-    def answer(self, message: tuple, fds: tuple = ()) -> None:
+    def answer(self, message: "tuple[Any, ...]", fds: tuple[int, ...] = ()) -> None:
         """
         Send on the control socket. Where two hundred answers lie unread, this one is lost: the asker's own limit ends
         its wait.
@@ -533,7 +542,7 @@ class Server(Loop):
         except OSError:
             return
 
-    def statistics(self) -> dict:
+    def statistics(self) -> dict[str, int]:
         """
         Facts for whoever asks: counts, and the sizes that must stay level.
         """
@@ -584,7 +593,7 @@ class Server(Loop):
         system.kill_all_children(self.own_pid, deadline)
 
 
-def check(request: tuple, ambient: tuple | None, fds: list[int]) -> None:
+def check(request: "tuple[Any, ...]", fds: list[int]) -> None:
     """
     What the codec cannot know: the message against this connection and its descriptors.
 
@@ -593,9 +602,7 @@ def check(request: tuple, ambient: tuple | None, fds: list[int]) -> None:
     """
     trouble = None
     passed = request[7]
-    if ambient is None:
-        trouble = b"no ambient state was sent on this connection"
-    elif not fds or not request[1]:
+    if not fds or not request[1]:
         trouble = b"no working directory, or no argv"
     elif max(request[6]) >= len(fds) or (passed and not all(fits(row, len(fds)) for row in passed)):
         trouble = b"a descriptor is missing"
@@ -605,14 +612,14 @@ def check(request: tuple, ambient: tuple | None, fds: list[int]) -> None:
         raise launch.LaunchError("protocol", errno.EPROTO, trouble)
 
 
-def fits(row: tuple, count: int) -> bool:
+def fits(row: tuple[int, ...], count: int) -> bool:
     """
     Whether a row of pass_fds names one of *count* descriptors, and a number for it.
     """
     return len(row) == 2 and 0 <= row[0] < count and row[1] >= 0
 
 
-def raw_status(result) -> int:  # noqa: ANN001 - os.waitid_result
+def raw_status(result: os.waitid_result) -> int:
     """
     The wait status that waitpid(2) would give, from what waitid(2) says.
     """

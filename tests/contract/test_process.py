@@ -2,6 +2,8 @@
 `Popen` and `aopen_process`: a process to talk to while it runs.
 """
 
+# ruff: noqa: ASYNC230, PT012, PT031 - local files do not block; what is raised comes in the middle of a block
+
 import gc
 import io
 import os
@@ -13,13 +15,13 @@ import time
 import warnings
 
 import pytest
-from support.children import alive, program, state, survivors
 
 import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
+from support.children import alive, program, state, survivors
 
 MEGABYTE = 1024 * 1024
-ASK = ["sh", "-c", "echo ready; read reply; echo \"got $reply\"; exit 5"]
+ASK = ["sh", "-c", 'echo ready; read reply; echo "got $reply"; exit 5']
 
 
 async def test_a_conversation(face):
@@ -67,7 +69,7 @@ async def test_a_very_long_line(face):
 
 
 async def test_communicate(face):
-    """communicate feeds stdin and collects both outputs, more than pipes hold, without a deadlock."""
+    """`communicate` feeds stdin and collects both outputs, more than pipes hold, without a deadlock."""
     data = os.urandom(10 * MEGABYTE)
     async with face.open(["sh", "-c", "tee /dev/stderr"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         stdout, stderr = await process.communicate(data, timeout=60)
@@ -100,7 +102,9 @@ async def test_communicate_with_timeout_and_retry(face):
     read_fd, write_fd = os.pipe()
     os.set_inheritable(read_fd, True)
     gate = f"read line <&{read_fd}"
-    process = await face.open(["bash", "-c", script.replace("read line", gate)], stdin=PIPE, stdout=PIPE, pass_fds=[read_fd])
+    process = await face.open(
+        ["bash", "-c", script.replace("read line", gate)], stdin=PIPE, stdout=PIPE, pass_fds=[read_fd]
+    )
     os.close(read_fd)
     with pytest.raises(safespawn.TimeoutExpired) as failure:
         await process.communicate(data, timeout=0.2)
@@ -153,7 +157,7 @@ async def test_communicate_keeps_what_a_reader_had_buffered(face, options):
 
 
 async def test_wait_and_timeout(face):
-    """wait gives the exit code; with a timeout that passes it raises, and the process runs on."""
+    """`wait` gives the exit code; with a timeout that passes it raises, and the process runs on."""
     process = await face.open(["sh", "-c", "read x; exit 9"], stdin=PIPE)
     with pytest.raises(safespawn.TimeoutExpired) as failure:
         await process.wait(timeout=0.05)
@@ -216,7 +220,7 @@ async def test_a_stopped_process_can_be_woken_and_ended(face):
 
 
 async def test_stop_ends_the_whole_tree(face):
-    """stop asks, waits its grace, kills, and returns the exit code: of child, grandchild and a child's own session."""
+    """`stop` ends child, grandchild and whoever has a session of his own, and returns the exit code."""
     async with face.open(program("tree.py", "child", "grandchild", "session"), stdout=PIPE) as process:
         pids = list(map(int, (await process.readline()).split()))
         assert pids[0] == process.pid
@@ -247,7 +251,7 @@ async def test_stop_of_one_alone(face):
 
 
 async def test_stop_twice(face):
-    """stop of what has ended already gives its exit code."""
+    """`stop` of what has ended already gives its exit code."""
     process = await face.open(["sh", "-c", "exit 3"])
     await process.wait()
     assert await process.stop() == 3
@@ -255,7 +259,7 @@ async def test_stop_twice(face):
 
 
 async def test_stop_of_one_that_has_ended_unseen(face):
-    """stop of a process that ended before gives the code with which it ended."""
+    """`stop` of a process that ended before gives the code with which it ended."""
     process = await face.open(["sh", "-c", "exit 3"])
     while state(process.pid) != "Z":
         os.sched_yield()
@@ -320,7 +324,9 @@ async def test_repr(face):
 
 async def test_many_processes_at_once(face):
     """A hundred processes run at the same time, each with its own streams and exit code."""
-    processes = [await face.open(["sh", "-c", f"read x; echo {n}; exit {n}"], stdin=PIPE, stdout=PIPE) for n in range(100)]
+    processes = [
+        await face.open(["sh", "-c", f"read x; echo {n}; exit {n}"], stdin=PIPE, stdout=PIPE) for n in range(100)
+    ]
     for number, process in reversed(list(enumerate(processes))):
         assert await process.communicate(b"\n") == (b"%d\n" % number, None)
         assert process.returncode == number
@@ -359,7 +365,7 @@ async def test_writing_to_one_that_does_not_read(face):
 
 
 async def test_held_by(face):
-    """communicate ends soon after the process although a grandchild holds its stdout, and says who that is."""
+    """`communicate` ends soon after the process although a grandchild holds its stdout, and says who that is."""
     process = await face.open(program("tree.py", "child", "exits"), stdout=PIPE)
     begun = time.monotonic()
     stdout, _ = await process.communicate(timeout=30)
@@ -373,9 +379,9 @@ async def test_held_by(face):
     assert survivors([child]) == []
 
 
-# --- what only the blocking face has -----------------------------------------------------------------------------------
+# --- what only the blocking face has ----------------------------------------------------------------------------------
 def test_poll():
-    """poll gives None while the process runs and its exit code from the moment at which it has ended."""
+    """`poll` gives None while the process runs and its exit code from the moment at which it has ended."""
     with safespawn.Popen(["sh", "-c", "read x; exit 3"], stdin=PIPE) as process:
         assert process.poll() is None
         process.stdin.close()
@@ -431,7 +437,7 @@ def test_several_threads_wait_for_one_process(method):
 
 
 def test_one_thread_stops_what_others_wait_for():
-    """stop in one thread wakes the waiters in the others with the same code."""
+    """`stop` in one thread wakes the waiters in the others with the same code."""
     codes = []
     process = safespawn.Popen(["sleep", "1000"])
     threads = [threading.Thread(target=lambda: codes.append(process.wait())) for _ in range(4)]

@@ -2,6 +2,8 @@
 `run` and `arun`: results, output, input, text, shells. What subprocess does too is asked of both.
 """
 
+# ruff: noqa: ASYNC221, ASYNC230 - subprocess is asked the same beside it; local files do not block
+
 import io
 import os
 import signal
@@ -10,10 +12,10 @@ import sys
 import tempfile
 
 import pytest
-from support.children import ENV, PYTHON, both, program, survivors
 
 import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
+from support.children import ENV, PYTHON, both, program, survivors
 
 MEGABYTE = 1024 * 1024
 
@@ -244,7 +246,7 @@ async def test_check_output(face):
 
 
 def test_call_and_check_call():
-    """call gives the exit code; check_call raises for one that is not zero."""
+    """`call` gives the exit code; check_call raises for one that is not zero."""
     assert safespawn.call(["sh", "-c", "exit 7"]) == 7
     assert safespawn.check_call(["true"]) == 0
     with pytest.raises(safespawn.CalledProcessError) as failure:
@@ -255,7 +257,7 @@ def test_call_and_check_call():
 @pytest.mark.parametrize(
     "options",
     [
-        {"args": "echo $((1+2)); echo \"$0\""},
+        {"args": 'echo $((1+2)); echo "$0"'},
         {"args": b"echo bytes"},
         {"args": ["echo $0 $1", "zero", "one"]},
         {"args": "echo $0", "executable": "/bin/bash"},
@@ -300,7 +302,9 @@ async def test_on_line(face):
     assert lines == [b"one", b"two", b"", b"last"]
     assert result.stdout is None
     lines.clear()
-    result = await face.run(["printf", "eins\\r\\nzw\\303\\266lf\\rdrei"], on_line=lines.append, stdout=PIPE, text=True, encoding="utf-8")
+    result = await face.run(
+        ["printf", "eins\\r\\nzw\\303\\266lf\\rdrei"], on_line=lines.append, stdout=PIPE, text=True, encoding="utf-8"
+    )
     assert lines == ["eins", "zwölf", "drei"]
     assert result.stdout == "eins\nzwölf\ndrei"
 

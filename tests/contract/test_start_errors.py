@@ -2,15 +2,17 @@
 Commands that cannot start: the class, errno and filename are subprocess's, and nothing is left of them.
 """
 
+# ruff: noqa: ASYNC221 - subprocess is asked the same beside it
+
 import errno
 import os
 import subprocess
 
 import pytest
-from support.children import both
 
 import safespawn
 from safespawn import PIPE
+from support.children import both
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ async def test_what_cannot_be_executed(face, folder, name):
     assert theirs["errno"]
 
 
-@pytest.mark.parametrize("name", ["missing-everywhere", "text", "folder", "noshebang", "orphan", "dangling", "~/bin/x", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["missing-everywhere", "text", "folder", "noshebang", "orphan", "dangling", "~/bin/x", "a\nb"]
+)
 async def test_what_cannot_be_executed_in_path(face, folder, name):
     """The same through PATH, where subprocess takes the child's."""
     theirs, ours = await both(face, [name], env={"PATH": f"/no/such/folder:{folder}:/bin"})
@@ -61,7 +65,7 @@ async def test_a_cwd_that_is_none(face, folder, name, form):
     """A working directory that is missing or no directory raises subprocess's error, with the directory as filename."""
     path = folder / name if form == "path" else form(folder / name)
     with pytest.raises(OSError, match=name.split("/")[0]) as theirs:
-        subprocess.run(["true"], cwd=path)
+        subprocess.run(["true"], cwd=path, check=False)
     with pytest.raises(type(theirs.value)) as ours:
         await face.run(["true"], cwd=path)
     assert ours.value.errno == theirs.value.errno
@@ -111,7 +115,13 @@ async def test_relative_entries_count_from_the_childs_cwd(face, tmp_path):
     for place in ("bin/tool", "here"):
         (tmp_path / place).write_text('#!/bin/sh\necho "$0"\n')
         (tmp_path / place).chmod(0o755)
-    for args, path in ((["tool"], "bin"), (["tool"], "./bin"), (["here"], ":/bin"), (["here"], "/bin:"), (["bin/tool"], "/bin")):
+    for args, path in (
+        (["tool"], "bin"),
+        (["tool"], "./bin"),
+        (["here"], ":/bin"),
+        (["here"], "/bin:"),
+        (["bin/tool"], "/bin"),
+    ):
         theirs, ours = await both(face, args, env={"PATH": path}, cwd=tmp_path, stdout=PIPE)
         assert ours == theirs
         assert theirs[0] == 0
@@ -254,7 +264,14 @@ async def test_preexec_fn_is_refused_with_its_replacements(face):
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("capture_outputs", "capture_output"), ("time_out", "timeout"), ("pass_fd", "pass_fds"), ("enviroment", None), ("new_session", "start_new_session"), ("max_output", "max_output_bytes")],
+    [
+        ("capture_outputs", "capture_output"),
+        ("time_out", "timeout"),
+        ("pass_fd", "pass_fds"),
+        ("enviroment", None),
+        ("new_session", "start_new_session"),
+        ("max_output", "max_output_bytes"),
+    ],
 )
 async def test_an_unknown_option_is_refused_with_the_nearest(face, wrong, right):
     """A misspelt option raises TypeError, which names the one that was meant, be it of the process or of run."""

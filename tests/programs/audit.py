@@ -2,10 +2,7 @@
 Runs one command with an audit hook in place and prints what that heard: `audit.py FACE`.
 """
 
-import os
 import sys
-
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 
 import anyio
 

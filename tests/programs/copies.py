@@ -5,8 +5,6 @@ Forks while a zygote and a process of it are there, and runs commands in the cop
 import os
 import sys
 
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-
 import safespawn
 
 with safespawn.Popen(["sh", "-c", "read x; exit $x"], stdin=safespawn.PIPE, text=True) as kept:

@@ -2,11 +2,6 @@
 Starts a command that shall outlive this program and one that shall not, prints both pids, and exits.
 """
 
-import os
-import sys
-
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-
 import safespawn
 
 kept = safespawn.Popen(["sleep", "1000"], detach=True, stdin=safespawn.DEVNULL, stdout=safespawn.DEVNULL)

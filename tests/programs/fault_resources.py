@@ -12,6 +12,8 @@ import os
 import resource
 import sys
 
+import fault_user
+
 import safespawn
 from safespawn import errors, supervisor
 
@@ -127,6 +129,8 @@ def main():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if face == "arun":
         runner.run(asyncio.sleep(0))  # the loop is there before anything is short
+    if "processes" in what and os.getuid() == 0:
+        fault_user.become_nobody()  # root may have as many as there are
     outcome(face, supervisor.default_supervisor())
     supervisor.default_supervisor().close()
     owner = safespawn.Supervisor("resources", guard="off")

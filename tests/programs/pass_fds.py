@@ -28,7 +28,6 @@ for number in numbers:
 for number in numbers:
     os.dup2(900 + number, number, inheritable=False)
 
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 import anyio  # noqa: E402
 
 import safespawn  # noqa: E402
@@ -42,6 +41,7 @@ wanted = sorted((number, os.readlink(f"/proc/self/fd/{number}")) for number in n
 
 
 async def main():
+    """Pass them in both orders, with every kind of start."""
     for options in ({}, {"nice": 0}, {"stdin": safespawn.PIPE, "stderr": safespawn.PIPE}, {"input": b"x" * 100_000}):
         for order in (numbers, reversed(numbers)):
             chosen = {"stdout": safespawn.PIPE, "pass_fds": list(order), **options}

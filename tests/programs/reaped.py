@@ -4,10 +4,7 @@ Runs commands while the application ignores SIGCHLD, and while one of its thread
 
 import os
 import signal
-import sys
 import threading
-
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 
 import safespawn
 

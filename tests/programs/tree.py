@@ -37,21 +37,30 @@ def fork(what):
 
 
 def session():
+    """One in a session of its own."""
     os.setsid()
     live()
 
 
 def group():
+    """One in a group of its own."""
     os.setpgid(0, 0)
     live()
 
 
 def daemon():
+    """One whose parent ends."""
     os.setsid()
     fork(live)
 
 
-KINDS = {"child": live, "grandchild": lambda: fork(live) and signal.pause(), "session": session, "daemon": daemon, "group": group}
+KINDS = {
+    "child": live,
+    "grandchild": lambda: fork(live) and signal.pause(),
+    "session": session,
+    "daemon": daemon,
+    "group": group,
+}
 chosen = [name for name in members if name in KINDS]
 for name in chosen:
     pid = fork(KINDS[name])

@@ -171,6 +171,12 @@ class Handle:
         else:
             self.process.stdin.close()
 
+    async def close_stdout(self):
+        if self._is_async:
+            await self.process.stdout.aclose()
+        else:
+            self.process.stdout.close()
+
     async def lines(self):
         if self._is_async:
             return [line async for line in self.process.stdout]

@@ -169,7 +169,10 @@ class Holdings:
         """
         What is here and was not in *before*, and what was there and is not here; one line each.
         """
-        lines = [f"descriptor left open: {what}, {count} time(s)" for what, count in (self.descriptors - before.descriptors).items()]
+        lines = [
+            f"descriptor left open: {what}, {count} time(s)"
+            for what, count in (self.descriptors - before.descriptors).items()
+        ]
         lines += [f"descriptor gone: {what}" for what in before.descriptors - self.descriptors]
         for name, value in self.zygote.items():
             if value != before.zygote[name]:

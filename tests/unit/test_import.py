@@ -101,3 +101,12 @@ def test_package_is_typed() -> None:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     assert (Path(spec.submodule_search_locations[0]) / "py.typed").is_file()
+
+
+def test_the_door_lists_what_it_can_give() -> None:
+    """`__all__`, written out for the type checkers, names what the lazy door has a home for, and nothing else."""
+    import safespawn
+
+    homes = {*safespawn._HOMES, *safespawn._MODULES}
+    assert {*safespawn.__all__} == {*homes, "DEVNULL", "PIPE", "STDOUT"}
+    assert all(getattr(safespawn, name) is not None for name in safespawn.__all__)
