@@ -22,6 +22,7 @@ from safespawn._core.flow import READ, Flow
 from safespawn._drive.ambient import Ambient, Observer
 from safespawn._drive.blocking import is_readable
 from safespawn._drive.boot import boot_flow
+from safespawn._drive.interrupts import forget_in_copy
 from safespawn._drive.zygote import Zygote
 from safespawn.errors import ClosedError, ForeignCopy
 
@@ -304,6 +305,7 @@ def _forget_in_copy() -> None:
     """
     After os.fork() in the child.
     """
+    forget_in_copy()
     give_up_write_ends()
     for engine in list(_engines):
         engine.forget_in_copy()

@@ -100,6 +100,14 @@ class _Within:
         return None
 
 
+def forget_in_copy() -> None:
+    """
+    In a forked copy: what was in hand is the original's, and Ctrl-C is the copy's own again.
+    """
+    if type(getattr(getsignal(SIGINT), "__self__", None)) is Held:
+        signal(SIGINT, default_int_handler)
+
+
 def hold() -> "Held | _Within | _Elsewhere":
     """
     A context manager that holds Ctrl-C back; what it gives has `wait`, or is None where there is nothing to do.

@@ -16,45 +16,17 @@ Never: writes to a terminal, waits for a pipe, leaves a descriptor behind on a f
 import errno
 import fcntl
 import os
-import resource
 import signal
-import time
 
 import system
 import wire
+from become import become, report
+from lend import Lender, give_back
+from program import LaunchError, enter, try_each
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
     from typing import Any
-
-    Handler = Callable[[int, FrameType | None], Any] | int | None  # of a signal
-
-LIMITS = tuple(
-    sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
-)
-_MISSING = (errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
-_BUSY_PAUSES = (
-    0.002,
-    0.004,
-    0.008,
-    0.0,
-)  # seconds; somebody's fork still holds the file open for writing, about to exec
-
-
-class LaunchError(Exception):
-    """
-    The program did not start: at which stage, with which errno, because of which name.
-    """
-
-    def __init__(self, stage: str, number: int, name: bytes | None = None) -> None:
-        super().__init__(stage, number, name)
-        self.stage, self.errno, self.name = stage, number, name
-
-
-_DEFAULT_PATH = os.defpath.encode()
-REPORT_BYTES = 8192  # a stage, a number and a path of at most 4096 bytes
 
 
 class Ends:
@@ -105,10 +77,7 @@ class Launcher:
         facts = system.stat(self.own_pid)
         self.has_terminal = facts is not None and facts[4] != 0
         self.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self.limits = {number: resource.getrlimit(number) for number in LIMITS}
-        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
-        self.cpus = tuple(sorted(os.sched_getaffinity(0)))
-        self._compared: tuple[Any, bool, tuple[int, int] | None] = (None, True, None)
+        self.lender = Lender()
 
     # --- what is asked -----------------------------------------------------------------------------------------------
     def group(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> int | None:
@@ -126,30 +95,13 @@ class Launcher:
         """
         Whether something is asked that only the child itself can do.
         """
-        if ambient is not self._compared[0]:
-            self._compare(ambient)
         flags = request[9]
         return (
-            request[13] is not None
-            or self._compared[1]
+            self.lender.needs_fork(ambient, request[13])
             or flags & wire.NO_NEW_PRIVS != 0
             or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
             or signal.SIGCHLD in request[12]  # ignored here, even for a moment, the kernel would reap in our place
         )
-
-    def _compare(self, ambient: "tuple[Any, ...]") -> None:
-        """
-        Whether the application's limits, nice and CPU set are such that only the child can take them on; and its
-        RLIMIT_NOFILE, the one limit that the zygote may lend (its own is raised as far as it goes), where it differs.
-        """
-        needs, lent = ambient[2] != self.cpus or ambient[3] != self.nice, None
-        for number, soft, hard in ambient[1]:
-            own_soft, own_hard = self.limits.get(number, (soft, hard))
-            if own_hard != hard or (own_soft != soft and number != resource.RLIMIT_NOFILE):
-                needs = True
-            elif own_soft != soft:
-                lent = (soft, hard)
-        self._compared = (ambient, needs, lent)
 
     def wire_up(self, request: "tuple[Any, ...]", fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """
@@ -177,26 +129,6 @@ class Launcher:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
         return pairs
 
-    def enter(self, request: "tuple[Any, ...]", fds: list[int], env: dict[bytes, bytes]) -> list[bytes]:
-        """
-        Take on the directory and the umask, and say which files may be the program, in order.
-        """
-        try:
-            os.fchdir(fds[0])
-        except OSError as error:
-            raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
-        if request[5] is not None:
-            try:
-                os.chdir(request[5])
-            except OSError as error:
-                raise LaunchError("cwd", error.errno or errno.EIO, request[5]) from None
-        os.umask(request[11])
-        name = request[1][0] if request[2] is None else request[2]
-        if b"/" in name:
-            return [name]
-        directories = env.get(b"PATH", _DEFAULT_PATH).split(b":")
-        return [directory + b"/" + name if directory else name for directory in directories]
-
     # --- the two ways ------------------------------------------------------------------------------------------------
     def spawn(
         self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
@@ -206,14 +138,11 @@ class Launcher:
         """
         env = ambient[0] if request[4] is None else request[4]
         actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in self.wire_up(request, fds, ends)]
-        candidates = self.enter(request, fds, env)
+        candidates = enter(request, fds, env)
         options: dict[str, Any] = {} if group is None else {"setpgroup": group}
         if request[9] & wire.NEW_SESSION:
             options["setsid"] = True
-        lent = self._compared[2]
-        if lent is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, lent)
-        ignored = ignore(request[12]) if request[12] else ()
+        undo = self.lender.lend(ambient, request[13], request[12])
         try:
             if system.armed:
                 system.failpoint("zygote.before_spawn")
@@ -223,10 +152,8 @@ class Launcher:
         except OSError as error:
             raise LaunchError(*blame(error, group)) from None
         finally:
-            if ignored:
-                restore(ignored)
-            if lent is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, self.limits[resource.RLIMIT_NOFILE])
+            if undo:
+                give_back(undo)
 
     def fork(
         self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
@@ -240,7 +167,7 @@ class Launcher:
             report_r, report_w = report_pipe(above=max(number for _, number in pairs))
         except OSError as error:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             if system.armed:
                 system.failpoint("zygote.before_spawn")
@@ -252,7 +179,7 @@ class Launcher:
             raise LaunchError("fork", error.errno or errno.EIO) from None
         if pid == 0:
             try:
-                become(self, request, ambient, fds, pairs, env, group)
+                become(self.lender, request, ambient, fds, pairs, env, group)
             except LaunchError as error:
                 os.write(report_w, report(error))
             except BaseException as error:  # noqa: BLE001 - what nobody foresaw is told as well, not an exit code 127
@@ -263,126 +190,6 @@ class Launcher:
         os.close(report_w)
         os.set_blocking(report_r, False)
         return pid, report_r
-
-
-def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
-    launcher: Launcher,
-    request: "tuple[Any, ...]",
-    ambient: "tuple[Any, ...]",
-    fds: list[int],
-    pairs: list[tuple[int, int]],
-    env: dict[bytes, bytes],
-    group: int | None,
-) -> None:
-    """
-    In the forked child: set everything up, then exec. Comes back only by an exception.
-
-    The order is the kernel's wish: session and group first (they need no right), limits, nice and CPU set while the
-    rights are still there, then groups, gid, uid; the death signal behind them, because a change of uid clears it; the
-    working directory last of all but exec, as the new user, who may not have the right to it.
-    """
-    if system.armed:
-        system.failpoint("child.before_setup")
-    reset_signals(request[12])
-    flags = request[9]
-    if flags & wire.NEW_SESSION:
-        step("session", os.setsid)
-    if group is not None:
-        step("process_group", os.setpgid, 0, group)
-    take_on(launcher, ambient, request[13])
-    if flags & wire.NO_NEW_PRIVS:
-        step("no_new_privs", system.prctl, system.PR_SET_NO_NEW_PRIVS, 1)
-    death_signal = request[13] and request[13][6]
-    if death_signal:
-        step("pdeathsig", system.prctl, system.PR_SET_PDEATHSIG, death_signal)
-        if os.getppid() != launcher.own_pid:  # the zygote died before the line above
-            os._exit(127)
-    candidates = launcher.enter(request, fds, env)  # before dup2, which may take fds[0]'s number
-    for source, number in pairs:
-        os.dup2(source, number)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if system.armed:
-        system.failpoint("child.before_exec")
-    try:
-        try_each(candidates, lambda path: os.execve(path, request[1], env))
-    except OSError as error:
-        raise LaunchError("exec", error.errno or errno.EIO) from None
-
-
-def reset_signals(ignored: tuple[int, ...]) -> None:
-    """
-    Default actions for all signals but the *ignored* ones.
-    """
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < signal.SIGRTMIN:
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-
-
-def take_on(launcher: Launcher, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None") -> None:
-    """
-    The limits, nice value and CPU set of the application, then what the request asks for itself.
-    """
-    user, group, groups, rlimits, nice, cpus, _ = credentials or (None, None, None, (), None, None, None)
-    for number, soft, hard in ambient[1]:
-        if launcher.limits[number] != (soft, hard):
-            step("rlimits", resource.setrlimit, number, (soft, hard))
-    for number, soft, hard in rlimits:
-        step("rlimits", resource.setrlimit, number, (soft, hard))
-    wanted = ambient[3] + (nice or 0)
-    if wanted != launcher.nice:
-        step("nice", os.setpriority, os.PRIO_PROCESS, 0, wanted)
-    if (cpus or ambient[2]) != launcher.cpus:
-        step("affinity", os.sched_setaffinity, 0, cpus or ambient[2])
-    if groups is not None:
-        step("extra_groups", os.setgroups, groups)
-    if group is not None:
-        step("group", os.setresgid, group, group, group)
-    if user is not None:
-        step("user", os.setresuid, user, user, user)
-
-
-def step(stage: str, action: "Callable[..., object]", *arguments: object) -> None:
-    """
-    Do *action*; a failure is told with its *stage*.
-    """
-    try:
-        action(*arguments)
-    except OSError as error:
-        raise LaunchError(stage, error.errno or errno.EIO) from None
-    except (ValueError, OverflowError):  # setrlimit: soft above hard, or above what the kernel allows
-        raise LaunchError(stage, errno.EINVAL) from None
-
-
-def try_each(candidates: list[bytes], start: "Callable[[bytes], int]") -> int:
-    """
-    Start the first of *candidates* that can be; otherwise the first error that says more than "not there".
-
-    A look is a fiftieth of a failing start. One that may not be looked at (EACCES) counts as not there until all have
-    been tried, and then tells by failing.
-    """
-    telling: OSError | None = None
-    looked_at = filter(exists, candidates) if len(candidates) > 1 else ()
-    for paths in (looked_at, candidates):
-        for path in paths:
-            for pause in _BUSY_PAUSES:
-                try:
-                    return start(path)
-                except OSError as error:
-                    if telling is None or telling.errno in _MISSING:
-                        telling = error
-                    if error.errno != errno.ETXTBSY:
-                        break
-                    time.sleep(pause)
-        if telling is not None:
-            raise telling
-    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-def exists(path: bytes) -> bool:
-    """
-    Whether *path* is there and may be looked at.
-    """
-    return os.access(path, os.F_OK)
 
 
 def report_pipe(above: int) -> tuple[int, int]:
@@ -444,39 +251,3 @@ def above_targets(passed: tuple[tuple[int, int], ...], fds: list[int], ends: End
         ends.child.append(source)
         moved.append((source, number))
     return moved
-
-
-def ignore(numbers: tuple[int, ...]) -> "list[tuple[int, Handler]]":
-    """
-    Ignore signals for the moment of a start, since SIG_IGN is what a program inherits; says what was before.
-    """
-    handlers: list[tuple[int, Handler]] = []
-    for number in numbers:
-        try:
-            handlers.append((number, signal.signal(number, signal.SIG_IGN)))
-        except (OSError, ValueError):
-            continue  # one that the C library keeps for itself
-    return handlers
-
-
-def restore(handlers: "list[tuple[int, Handler]]") -> None:
-    """
-    Undo `ignore`.
-    """
-    for number, handler in handlers:
-        signal.signal(number, handler)
-
-
-def report(error: LaunchError) -> bytes:
-    """
-    A launch error as bytes for the report pipe, and back by `read_report`.
-    """
-    return b"%s\0%d\0%s" % (error.stage.encode(), error.errno, error.name or b"")
-
-
-def read_report(data: bytes) -> LaunchError:
-    """
-    What the child wrote with `report`.
-    """
-    stage, number, name = data.split(b"\0", 2)
-    return LaunchError(stage.decode(), int(number), name or None)

@@ -19,7 +19,9 @@ import launch
 import session as table
 import system
 import wire
+from become import REPORT_BYTES, read_report
 from loop import HUNG_UP, Loop
+from program import LaunchError
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
@@ -237,7 +239,7 @@ class Server(Loop):
         The forked child's report: nothing but the end of the pipe when exec has closed it.
         """
         try:
-            data = os.read(session.report_fd, launch.REPORT_BYTES)
+            data = os.read(session.report_fd, REPORT_BYTES)
         except BlockingIOError:
             return
         self.drop_report(session)
@@ -247,7 +249,7 @@ class Server(Loop):
         os.waitpid(session.pid, 0)  # it wrote its last word and is in _exit
         del self.by_pid[session.pid]
         self.unwatch(session)
-        self.event(session, table.LAUNCH_FAILED, launch.read_report(data))
+        self.event(session, table.LAUNCH_FAILED, read_report(data))
 
     def on_due(self, subject: object) -> None:
         """
@@ -273,14 +275,14 @@ class Server(Loop):
         ends = launch.Ends()
         try:
             if ambient is None:
-                raise launch.LaunchError("protocol", errno.EPROTO, b"no ambient state was sent on this connection")
+                raise LaunchError("protocol", errno.EPROTO, b"no ambient state was sent on this connection")
             check(request, fds)
             group = self.launcher.group(request, ambient)
             if self.launcher.needs_fork(request, ambient):
                 session.pid, session.report_fd = self.launcher.fork(request, ambient, fds, ends, group)
             else:
                 session.pid = self.launcher.spawn(request, ambient, fds, ends, group)
-        except launch.LaunchError as error:
+        except LaunchError as error:
             ends.close_given()
             self.event(session, table.LAUNCH_FAILED, error)
             return
@@ -303,7 +305,7 @@ class Server(Loop):
             if session.ends is None:
                 raise  # STARTED has been said
             self.undo_start(session)
-            self.event(session, table.LAUNCH_FAILED, launch.LaunchError("watch", error.errno or errno.EIO))
+            self.event(session, table.LAUNCH_FAILED, LaunchError("watch", error.errno or errno.EIO))
 
     def undo_start(self, session: Session) -> None:
         """
@@ -364,7 +366,7 @@ class Server(Loop):
         if system.armed:
             system.failpoint("zygote.after_started")
 
-    def reply_failed(self, session: Session, error: launch.LaunchError) -> None:
+    def reply_failed(self, session: Session, error: LaunchError) -> None:
         """
         Say FAILED.
         """
@@ -609,7 +611,7 @@ def check(request: "tuple[Any, ...]", fds: list[int]) -> None:
     elif wire.STDOUT in request[6][:2]:
         trouble = b"only stderr can go where stdout goes"
     if trouble is not None:
-        raise launch.LaunchError("protocol", errno.EPROTO, trouble)
+        raise LaunchError("protocol", errno.EPROTO, trouble)
 
 
 def fits(row: tuple[int, ...], count: int) -> bool:

@@ -139,7 +139,7 @@ async def test_the_current_streams(face, tmp_path, number):
     assert (tmp_path / "file").read_text() == "the content\n" + "written\n" * (number > 0)
 
 
-@pytest.mark.parametrize("name", ["blocking", "asyncio", "trio"])
+@pytest.mark.parametrize("name", ["blocking", "asyncio"])
 @pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012"])
 def test_closed_streams(name, closed, tmp_path):
     """An application whose streams 0 to 2 are closed runs commands; for the closed ones those have /dev/null."""

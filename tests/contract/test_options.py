@@ -277,7 +277,7 @@ async def test_a_child_has_the_three_standard_descriptors_only(face):
 
 
 @pytest.mark.parametrize("numbers", [[3], [10], [4, 3], list(range(3, 13)), [50, 3, 12, 7], [200]], ids=repr)
-@pytest.mark.parametrize("name", ["blocking", "asyncio", "trio"])
+@pytest.mark.parametrize("name", ["blocking", "trio"])
 def test_pass_fds(name, numbers):
     """Descriptors have in the child the number that they have here, whatever numbers the zygote uses itself."""
     result = subprocess.run(

@@ -1,6 +1,7 @@
 """The fourth incident, as a program: a module whose import waits for a thread that runs a command."""
 
 import pytest
+
 from support.applications import Application, Census
 
 

@@ -22,20 +22,24 @@ runner = asyncio.Runner()
 
 
 def run(owner):
+    """A quiet command."""
     return owner.run(["sh", "-c", "exit 3"]).returncode
 
 
 def captured(owner):
+    """A command with three pipes."""
     done = owner.run(["sh", "-c", "cat; exit 3"], input=b"in", capture_output=True)
     assert done.stdout == b"in", done
     return done.returncode
 
 
-def lasting(owner):  # long enough to be announced
+def lasting(owner):
+    """A quiet command that lasts long enough to be announced."""
     return owner.run(["sh", "-c", "sleep 0.02; exit 3"]).returncode
 
 
 def popen(owner):
+    """A process that is talked to."""
     with owner.Popen(["sh", "-c", "cat; exit 3"], stdin=-1, stdout=-1, stderr=-1) as process:
         out, err = process.communicate(b"in")
         assert (out, err) == (b"in", b""), (out, err)
@@ -43,6 +47,7 @@ def popen(owner):
 
 
 def forked(owner):
+    """A command that must be forked."""
     return owner.run(["sh", "-c", "exit 3"], nice=1, stdout=safespawn.PIPE).returncode
 
 
@@ -55,13 +60,14 @@ def outcome(face, owner):
         if face == "arun":
             return runner.run(task(owner))
         return FACES[face](owner)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told to the test
         ours = isinstance(error, errors.SafespawnError)
         number = getattr(error, "errno", None) if isinstance(error, OSError) else None
         return f"{type(error).__name__} {number}{'' if ours else ' not ours: ' + repr(error)}"
 
 
 async def task(owner):
+    """A command in an event loop."""
     return (await owner.arun(["sh", "-c", "cat; exit 3"], input=b"in", capture_output=True)).returncode
 
 
@@ -76,6 +82,7 @@ def taken(limit):
 
 
 def targets():
+    """What the descriptors point at."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:

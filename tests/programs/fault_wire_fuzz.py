@@ -28,7 +28,8 @@ SAMPLES = (
 
 
 def damage(body: bytes, chance: random.Random) -> bytes:
-    """*body* with a few bytes changed, cut out or put in; never one that begins a code object.
+    """
+    Change a few bytes, cut some out or put some in; never one that begins a code object.
 
     Unmarshalling a damaged code object may end the interpreter, by design of marshal: the codec's peer is trusted as
     far as that.

@@ -48,7 +48,7 @@ def in_threads(count, work):
     def guarded(number):
         try:
             work(number)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the test
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
@@ -282,7 +282,9 @@ def short_thread():
     """The thread that started a child has ended; the child lives, with a death signal too."""
     started = []
     for options in ({}, {"pdeathsig": signal.SIGKILL}):
-        thread = threading.Thread(target=lambda given=options: started.append(safespawn.Popen(["sleep", "100"], **given)))
+        thread = threading.Thread(
+            target=lambda given=options: started.append(safespawn.Popen(["sleep", "100"], **given))
+        )
         thread.start()
         thread.join()
     statuses(10)

@@ -25,6 +25,7 @@ child.ANSWER_SECONDS = child.NEWS_SECONDS = 3.0
 
 
 def run(chance):
+    """A command whose outcome is known."""
     code = chance.randrange(200)
     done = safespawn.run(["sh", "-c", f"echo {code}; exit {code}"], capture_output=True)
     assert done.returncode in (code, -signal.SIGKILL, -signal.SIGSTOP), done
@@ -33,11 +34,13 @@ def run(chance):
 
 
 def quiet(chance):
+    """A command without pipes."""
     done = safespawn.run(["true"], **chance.choice([{}, {"nice": 1}, {"start_new_session": True}]))
     assert done.returncode in (0, -signal.SIGKILL), done
 
 
 def late(chance):
+    """A tree that is ended by its timeout."""
     try:
         safespawn.run(["sh", "-c", "sleep 30 & sleep 30"], timeout=chance.uniform(0, 0.2), stdout=safespawn.PIPE)
     except safespawn.TimeoutExpired:
@@ -45,6 +48,7 @@ def late(chance):
 
 
 def talk(chance):
+    """A process that is talked to."""
     data = b"x" * chance.choice([1, 1000, 300_000])
     process = safespawn.Popen(["cat"], stdin=-1, stdout=-1)
     try:
@@ -58,15 +62,18 @@ def talk(chance):
 
 
 def stop(chance):
+    """A stubborn tree that is ended."""
     process = safespawn.Popen(["sh", "-c", "trap '' TERM; sleep 30 & wait"], start_new_session=chance.random() < 0.5)
     process.stop(grace=0.01)
 
 
 def tasks(chance):
+    """Commands in an event loop, some of which are cancelled."""
+
     async def one():
         try:
             await asyncio.wait_for(safespawn.arun(["sleep", chance.choice(["0", "30"])]), chance.uniform(0.01, 0.2))
-        except (asyncio.TimeoutError, errors.SafespawnError):
+        except (TimeoutError, errors.SafespawnError):
             pass
 
     async def main():
@@ -76,6 +83,7 @@ def tasks(chance):
 
 
 def fork(chance):
+    """A copy that runs a command."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -89,6 +97,7 @@ def fork(chance):
 
 
 def missing(chance):
+    """A command that does not exist."""
     try:
         safespawn.run([f"/does/not/exist/{chance.random()}"])
     except FileNotFoundError:
@@ -146,13 +155,16 @@ def work(number, over, told):
             outcome = "right"
         except errors.SafespawnError as error:
             outcome = type(error).__name__
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the test
             outcome = f"WRONG {call.__name__}: {error!r}"
         seconds = time.monotonic() - began
-        told.append((call.__name__, outcome if seconds < CALL_SECONDS else f"WRONG late {call.__name__} {outcome}", seconds))
+        if seconds > CALL_SECONDS:
+            outcome = f"WRONG late {call.__name__} {outcome}"
+        told.append((call.__name__, outcome, seconds))
 
 
 def targets():
+    """What the descriptors point at."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -10,7 +10,17 @@ import termios
 import safespawn
 from safespawn import supervisor
 
-COMMAND = "trap '' TERM; trap 'echo child heard it; exit 3' INT; echo child runs; sleep 1000"
+COMMAND = """
+import os, signal
+def heard(*_):
+    os.write(1, b"child heard it\n")
+    os._exit(3)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, heard)
+os.write(1, b"child runs\n")
+while True:
+    signal.pause()
+"""
 
 
 def main():
@@ -23,7 +33,7 @@ def main():
     assert os.getpgid(zygote) != os.getpgrp()
     assert os.getsid(zygote) == os.getsid(0)
     try:
-        safespawn.run(["sh", "-c", COMMAND])
+        safespawn.run([sys.executable, "-I", "-S", "-c", COMMAND])
     except KeyboardInterrupt:
         pass
     else:

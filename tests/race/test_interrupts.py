@@ -12,7 +12,7 @@ SECONDS = 3
 
 
 def test_nothing_is_lost_when_ctrl_c_comes_at_random_moments():
-    """A thousand interrupted calls end in KeyboardInterrupt and nothing else, and leave no descriptor and no process."""
+    """Interrupted calls end in KeyboardInterrupt and nothing else, and leave no descriptor and no process."""
     census = Census()
     with Application("race_interrupts", SECONDS) as app:
         facts = app.facts(60)
@@ -37,13 +37,11 @@ def read_until(fd, word, seconds=20.0):
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_command_and_not_the_zygote():
-    """In a terminal a command is of the application's group: Ctrl-C reaches both, and the zygote starts the next one."""
+    """At a terminal Ctrl-C reaches application and command, one group, and the zygote starts the next one."""
     census = Census()
     terminal, inside = pty.openpty()
     try:
-        with Application(
-            "race_terminal", stdin=inside, stdout=inside, stderr=inside, start_new_session=True
-        ) as app:
+        with Application("race_terminal", stdin=inside, stdout=inside, stderr=inside, start_new_session=True) as app:
             os.close(inside)
             inside = -1
             read_until(terminal, b"child runs")

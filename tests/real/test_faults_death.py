@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import pytest
+
 from support.applications import Application, Census
 from support.children import state
 
@@ -39,7 +40,7 @@ def ask(app, line, seconds=30.0):
 # --- the application ends ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT])
 def test_a_signal_that_ends_the_application_ends_all_that_it_started(census, number):
-    """Commands, stubborn ones, daemons and their grandchildren are gone 2 s after a deadly signal to the application."""
+    """Commands, stubborn ones, daemons and their grandchildren are gone 2 s after the application's death."""
     with application("forest", 10) as app:
         assert app.facts()["below"] >= 19
         resource.prlimit(app.pid, resource.RLIMIT_CORE, (0, 0))
@@ -73,7 +74,7 @@ def test_an_orderly_exit_leaves_nothing(census):
 
 @pytest.mark.parametrize("kind", ["python", "exec"])
 def test_a_forked_copy_that_lives_on_does_not_keep_the_commands(census, kind):
-    """The application is killed while its forked copy holds every socket: the commands are gone within 2 s all the same."""
+    """The application is killed while its copy holds every socket: the commands are gone within 2 s all the same."""
     with application("copied", 5, kind) as app:
         app.facts()
         app.signal(signal.SIGKILL)
@@ -85,7 +86,7 @@ def test_a_forked_copy_that_lives_on_does_not_keep_the_commands(census, kind):
         assert census.gone(SECONDS) == {}
 
 
-def test_the_application_dies_while_its_zygote_is_stopped(census, monkeypatch):
+def test_the_application_dies_while_its_zygote_is_stopped(census):
     """A stopped zygote cannot end anything; when it goes on, or its warden's patience ends, nothing is left."""
     with application("forest", 5) as app:
         facts = app.facts()
@@ -148,7 +149,7 @@ def test_running_commands_are_lost_and_ended(census, victim):
 
 @pytest.mark.parametrize("victim", ["zygote", "warden"])
 def test_a_held_child_is_told_of_truly(census, victim):
-    """The zygote dies with an ended child unread: its status is the true one, where the kernel keeps it, or SpawnLost."""
+    """The zygote dies with an ended child unread: the status is the true one, or SpawnLost is raised."""
     with application("held") as app:
         facts = app.facts()
         os.kill(facts[victim], signal.SIGKILL)

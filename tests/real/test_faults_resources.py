@@ -1,7 +1,7 @@
 """No descriptors, no processes: the call that meets it has an error that says so, the next one works."""
 
-
 import pytest
+
 from support.applications import Application, Census
 
 FACES = ("run", "captured", "lasting", "popen", "forked", "arun")

@@ -1,5 +1,6 @@
 """Output taken and input fed, without a process: pipes that the test itself fills and empties."""
 
+import itertools
 import os
 
 import pytest
@@ -12,7 +13,7 @@ from safespawn._core.transfer import Drain, Feed, LimitReached, LineSplitter, St
 def cut(data, places):
     """*data* in pieces."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def lines_of(chunks, codec):

@@ -1,0 +1,106 @@
+"""
+What the zygote takes on for the moment of a start, because a child inherits it, and then gives back.
+
+Ignored signals, soft limits and the CPU set can be lent: the way back is open, and nobody else is in this process to
+see it. What has no way back (a lower hard limit, a lower priority) or could hit the zygote itself in that moment (CPU time,
+memory) is for the child to set, after a fork.
+
+Runs in: zygote; `limits`, `nice` and `cpus` are read by its forked child too.
+Source: setrlimit(2), sched_setaffinity(2), execve(2) on inherited attributes.
+"""
+
+import os
+import resource
+import signal
+
+from program import step
+
+TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
+    Handler = Callable[[int, FrameType | None], Any] | int | None  # of a signal
+    Undo = list[tuple[Callable[..., object], tuple[object, ...]]]
+
+LIMITS = tuple(
+    sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
+)
+_DANGEROUS = (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)
+
+
+class Lender:
+    """
+    What the zygote itself has, against what a child shall have.
+    """
+
+    def __init__(self) -> None:
+        self.own_pid = os.getpid()
+        self.limits = {number: resource.getrlimit(number) for number in LIMITS}
+        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self.cpus = tuple(sorted(os.sched_getaffinity(0)))
+        self._ambient: object = None  # the one that the next two are about
+        self._only_by_fork = True
+        self._rows: list[tuple[int, int, int]] = []
+
+    def needs_fork(self, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None") -> bool:
+        """
+        Whether the child must set something itself.
+        """
+        if ambient is not self._ambient:
+            self._compare(ambient)
+        if self._only_by_fork:
+            return True
+        if credentials is None:
+            return False
+        user, group, groups, rows, nice, _, death_signal = credentials
+        return not (
+            user is group is groups is nice is death_signal is None and all(self._lendable(*row) for row in rows)
+        )
+
+    def _compare(self, ambient: "tuple[Any, ...]") -> None:
+        rows = [row for row in ambient[1] if self.limits.get(row[0], row[1:]) != row[1:]]
+        self._rows = rows
+        self._only_by_fork = ambient[3] != self.nice or not all(self._lendable(*row) for row in rows)
+        self._ambient = ambient
+
+    def _lendable(self, number: int, soft: int, hard: int) -> bool:
+        """
+        Whether the zygote can take on this limit and be rid of it again.
+        """
+        own = self.limits.get(number)
+        return own is not None and own[1] == hard and (own[0] == soft or number not in _DANGEROUS)
+
+    def lend(
+        self, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None", ignored: tuple[int, ...]
+    ) -> "Undo":
+        """
+        Take on what the child shall inherit; returns what gives it back, to be done in reverse.
+
+        Raises:
+            LaunchError: A limit or CPU that does not exist; what was taken on before it has been given back.
+        """
+        undo: Undo = []
+        try:
+            for number, soft, hard in (*self._rows, *credentials[3]) if credentials is not None else self._rows:
+                step("rlimits", resource.setrlimit, number, (soft, hard))
+                undo.append((resource.setrlimit, (number, self.limits[number])))
+            cpus = ambient[2] if credentials is None or credentials[5] is None else credentials[5]
+            if cpus != self.cpus:
+                step("affinity", os.sched_setaffinity, 0, cpus)
+                undo.append((os.sched_setaffinity, (0, self.cpus)))
+            for number in ignored:
+                undo.append((signal.signal, (number, signal.signal(number, signal.SIG_IGN))))
+        except BaseException:
+            give_back(undo)
+            raise
+        return undo
+
+
+def give_back(undo: "Undo") -> None:
+    """
+    Be as before `Lender.lend`.
+    """
+    for action, arguments in reversed(undo):
+        action(*arguments)
