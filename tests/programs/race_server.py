@@ -7,6 +7,7 @@ each step every session must be what the table allows, and at the end no child a
 
 import _socket
 import importlib.util
+import json
 import os
 import resource
 import select
@@ -33,7 +34,8 @@ server.GRACE_SECONDS = 0.02
 NUMBERS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 LIMITS = tuple((number, *resource.getrlimit(number)) for number in NUMBERS)
 AMBIENT = (dict(os.environb), LIMITS, tuple(sorted(os.sched_getaffinity(0))), 0, os.getpgrp())
-REQUESTS = {wire.SPAWN, wire.KILL, wire.RELEASE}
+LETHAL = {"kill": 9, "stop": 15}
+STARTED = []  # how many children each example has had
 
 
 def spawn(argv, flags, *, ambient=AMBIENT, streams=(-2, -2, -2), credentials=None):
@@ -48,6 +50,15 @@ COMMANDS = st.sampled_from(
     ]
 )  # fmt: skip
 FLAGS = st.integers(0, 31)
+
+
+def leave(peer):
+    """Hang up, as the application does: a child that is not yet exec'ed may have a copy."""
+    try:
+        peer.shutdown(_socket.SHUT_RDWR)
+    except OSError:
+        pass  # the server has hung up
+    peer.close()
 
 
 class Peers(RuleBasedStateMachine):
@@ -75,7 +86,7 @@ class Peers(RuleBasedStateMachine):
 
     def teardown(self):
         for peer in list(self.open):
-            peer.close()
+            leave(peer)
         deadline = time.monotonic() + 10
         while self.server.sessions:
             self.server.turn(0.05)
@@ -87,6 +98,7 @@ class Peers(RuleBasedStateMachine):
                 system.kill_tree(pid)
             assert time.monotonic() < deadline, left
         assert not self.server.ending
+        STARTED.append(self.server.started)
         self.server.control.close()
         self.control.close()
         self.server.epoll.close()
@@ -124,6 +136,30 @@ class Peers(RuleBasedStateMachine):
             flags |= wire.NEW_SESSION  # it kills its whole group
         credentials = (None, None, None, (), 1, None, None) if forked else None
         self.say(peer, wire.encode(spawn(argv, flags, credentials=credentials)), (os.open("/", os.O_PATH),))
+
+    @rule(target=peers, argv=COMMANDS, flags=FLAGS, forked=st.booleans())
+    def connect_and_start(self, argv, flags, forked):
+        """What mostly happens."""
+        peer = self.connect()
+        self.start(peer, argv, flags, forked)
+        return peer
+
+    @rule(
+        target=peers,
+        flags=FLAGS,
+        words=st.lists(st.sampled_from(["kill", "stop", "release", "wait", "read"]), max_size=6),
+    )
+    def live(self, flags, words):
+        """A child's life, with requests at all its times."""
+        peer = self.connect_and_start((b"sleep", b"0.01"), flags, forked=bool(flags & 1))
+        for word in words:
+            if word == "wait":
+                self.wait(0.015)
+            elif word == "read":
+                self.drain(peer)
+            else:
+                self.say(peer, wire.encode((wire.RELEASE,) if word == "release" else (wire.KILL, LETHAL[word], True)))
+        return peer
 
     @rule(peer=peers, streams=st.tuples(*[st.integers(-3, 4)] * 3), fds=st.integers(0, 3), ambient=st.booleans())
     def start_wrongly(self, peer, streams, fds, ambient):
@@ -199,7 +235,7 @@ class Peers(RuleBasedStateMachine):
         """Go away."""
         self.drain(peer)
         self.open.pop(peer, None)
-        peer.close()
+        leave(peer)
         self.turn()
 
     @rule(seconds=st.sampled_from([0.0, 0.005, 0.03]))
@@ -237,7 +273,7 @@ def main():
             suppress_health_check=list(HealthCheck), derandomize=len(sys.argv) < 3,
         ),
     )  # fmt: skip
-    print("wrong", wrong)
+    print(json.dumps({"wrong": wrong, "examples": len(STARTED), "started": sum(STARTED)}), flush=True)
 
 
 main()

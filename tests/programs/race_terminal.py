@@ -10,17 +10,7 @@ import termios
 import safespawn
 from safespawn import supervisor
 
-COMMAND = """
-import os, signal
-def heard(*_):
-    os.write(1, b"child heard it\n")
-    os._exit(3)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-signal.signal(signal.SIGINT, heard)
-os.write(1, b"child runs\n")
-while True:
-    signal.pause()
-"""
+COMMAND = [sys.executable, "-I", "-S", os.path.join(os.path.dirname(os.path.abspath(__file__)), "race_listener.py")]
 
 
 def main():
@@ -33,7 +23,7 @@ def main():
     assert os.getpgid(zygote) != os.getpgrp()
     assert os.getsid(zygote) == os.getsid(0)
     try:
-        safespawn.run([sys.executable, "-I", "-S", "-c", COMMAND])
+        safespawn.run(COMMAND)
     except KeyboardInterrupt:
         pass
     else:

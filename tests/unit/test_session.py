@@ -226,8 +226,13 @@ class Walk(RuleBasedStateMachine):
 
     # What may happen.
 
+    @property
+    def may_ask(self):
+        """The peer has read what it was told, and does not wait for the answer to a start."""
+        return self.open and not self.unread and self.state != table.LAUNCHING
+
     @rule()
-    @precondition(lambda self: self.open and not self.unread)
+    @precondition(lambda self: self.may_ask)
     def spawn_at_once(self):
         """A request that posix_spawn carries out, or a refused one."""
         possible = (self.state, table.SPAWN) in TABLE
@@ -237,7 +242,7 @@ class Walk(RuleBasedStateMachine):
             self.event(table.EXECED)
 
     @rule()
-    @precondition(lambda self: self.open and not self.unread)
+    @precondition(lambda self: self.may_ask)
     def spawn_by_fork(self):
         possible = (self.state, table.SPAWN) in TABLE
         self.event(table.SPAWN)
@@ -246,7 +251,7 @@ class Walk(RuleBasedStateMachine):
             self.event(table.LAUNCHED)
 
     @rule()
-    @precondition(lambda self: self.open and not self.unread)
+    @precondition(lambda self: self.may_ask)
     def spawn_that_fails(self):
         possible = (self.state, table.SPAWN) in TABLE
         self.event(table.SPAWN)
@@ -283,7 +288,7 @@ class Walk(RuleBasedStateMachine):
         self.event(table.KILL)
 
     @rule()
-    @precondition(lambda self: self.open and not self.unread)
+    @precondition(lambda self: self.may_ask)
     def release(self):
         self.event(table.RELEASE)
 
@@ -344,4 +349,4 @@ class Walk(RuleBasedStateMachine):
 class TestWalk(Walk.TestCase):
     """No walk through the table breaks what the states mean."""
 
-    settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
