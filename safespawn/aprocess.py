@@ -12,11 +12,14 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
+
+import anyio
 
 from safespawn._commands import audit
 from safespawn._core.child import GRACE_SECONDS
 from safespawn._core.connection import close_all
+from safespawn._core.flow import Flow
 from safespawn._core.options import SpawnOptions, Text, build_spec, deadline_after, input_bytes, text_mode
 from safespawn._core.process import Process
 from safespawn._core.status import struct_rusage
@@ -25,8 +28,32 @@ from safespawn._core.transfer import Drain, Feed, Streams
 from safespawn._drive.async_driver import adrive
 from safespawn._drive.engine import Engine
 from safespawn._zygote import wire
-from safespawn.errors import BadArgument
+from safespawn.errors import BadArgument, ClosedError
 from safespawn.supervisor import current_engine
+
+T = TypeVar("T")
+
+
+async def stream_drive(flow: Flow[T]) -> T:
+    """
+    `adrive` for a stream, which another task may close meanwhile.
+
+    Raises:
+        ClosedError: It was closed.
+    """
+    try:
+        return await adrive(flow)
+    except anyio.ClosedResourceError:
+        raise ClosedError("this stream") from None
+
+
+def close_end(end: ReadEnd | WriteEnd) -> None:
+    """
+    Close *end* after waking the task that waits at it, which nothing else would wake.
+    """
+    if end.fd >= 0:
+        anyio.notify_closing(end.fd)
+    end.close()
 
 
 class AsyncReader:
@@ -44,19 +71,19 @@ class AsyncReader:
         """
         The next bytes, at least one; ``b""`` at the end. Always bytes, in text mode too.
         """
-        return await adrive(self._end.receive_flow(max_bytes))
+        return await stream_drive(self._end.receive_flow(max_bytes))
 
     async def read(self, size: int = -1) -> Any:
         """
         Exactly *size* bytes, fewer at the end; all that comes until the end for -1. Text when the process is.
         """
-        return self._decode(await adrive(self._end.read_flow(size)))
+        return self._decode(await stream_drive(self._end.read_flow(size)))
 
     async def readline(self) -> Any:
         """
         The next line with its end; empty at the end of the stream.
         """
-        return self._decode(await adrive(self._end.line_flow()))
+        return self._decode(await stream_drive(self._end.line_flow()))
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._lines()
@@ -70,9 +97,9 @@ class AsyncReader:
 
     async def aclose(self) -> None:
         """
-        Close it; the child gets SIGPIPE or EPIPE at its next write.
+        Close it; the child gets SIGPIPE or EPIPE at its next write, and a task that reads here ClosedError.
         """
-        self._end.close()
+        close_end(self._end)
 
 
 class AsyncWriter:
@@ -91,13 +118,13 @@ class AsyncWriter:
         Raises:
             BrokenPipeError: The child does not read any more.
         """
-        await adrive(self._end.write_flow(input_bytes(data, self._text)))
+        await stream_drive(self._end.write_flow(input_bytes(data, self._text)))
 
     async def aclose(self) -> None:
         """
-        Close it: the child reads the end of its input.
+        Close it: the child reads the end of its input, and a task that writes here gets ClosedError.
         """
-        self._end.close()
+        close_end(self._end)
 
 
 class AsyncProcess:
@@ -253,7 +280,7 @@ class AsyncProcess:
     def _close_pipes(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                stream._end.close()  # noqa: SLF001
+                close_end(stream._end)  # noqa: SLF001 - the same module's class
 
     async def __aenter__(self) -> Self:
         return self
@@ -261,8 +288,6 @@ class AsyncProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import anyio
-
         self._close_pipes()
         try:
             if kind is None:
@@ -276,7 +301,6 @@ class AsyncProcess:
         process = getattr(self, "_process", None)
         if process is None or process.owner_pid != os.getpid():
             return
-        self._close_pipes()
         process.forget(self, self.args)
 
 

@@ -110,12 +110,15 @@ class Supervisor(Runner):
 
     async def aclose(self) -> None:
         """
-        `close` for an event loop.
+        `close` for an event loop. A cancellation waits for it: its time is bounded by stop_timeout.
         """
+        import anyio
+
         from safespawn._drive.async_driver import adrive
 
         self._leave()
-        await adrive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
+        with anyio.CancelScope(shield=True):
+            await adrive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
 
     def Popen(self, args: Any, **options: Any) -> Any:  # noqa: N802 - the name that it stands for
         """

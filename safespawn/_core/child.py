@@ -259,8 +259,8 @@ def failure(spec: SpawnSpec, stage: str, number: int, name: bytes | None) -> Spa
     filename: str | None = None
     if stage == "exec":
         filename = spec.name
-    elif stage == "cwd" and name is not None:
-        filename = os.fsdecode(name)
+    elif stage == "cwd":
+        filename = "." if name == b"." or spec.cwd is None else os.fsdecode(spec.cwd)
     return spawn_error(number, filename, stage=stage, argv=spec.argv)
 
 
@@ -504,20 +504,23 @@ def end_flow(child: Child, *, whole: bool, grace: float = GRACE_SECONDS) -> Flow
     """
     End the child: SIGTERM (a stopped one is woken), *grace* seconds, SIGKILL; with its tree when *whole*.
 
-    A second interruption while it waits skips what is left of the grace.
+    An interruption while it waits skips what is left of the grace, and comes out when the child is gone.
 
     Raises:
         Unkillable, SpawnLost: As `kill_flow`.
     """
+    interruption: BaseException | None = None
     tell(child, signal.SIGTERM, whole=whole)
     tell(child, signal.SIGCONT, whole=whole)
     try:
         yield from exit_flow(child, time.monotonic() + grace)
     except (GeneratorExit, SafespawnError):
         raise
-    except BaseException:  # noqa: BLE001 - a second interruption; the first is raised at the end
-        pass
+    except BaseException as error:  # noqa: BLE001 - raised below
+        interruption = error
     if child.status is None:
         yield from kill_flow(child, whole=whole)
     elif whole:
         yield from sweep_flow(child)
+    if interruption is not None:
+        raise interruption

@@ -7,6 +7,7 @@ Runs in: application, any thread. May read the user database (pwd, grp).
 """
 
 import errno
+import math
 import operator
 import os
 import signal
@@ -514,6 +515,9 @@ def deadline_after(timeout: Any, now: float) -> float | None:
     if timeout is None:
         return None
     try:
-        return now + float(timeout)
+        seconds = float(timeout)
     except (TypeError, ValueError):
         raise BadArgumentType("timeout is a number of seconds", parameter="timeout", value=timeout) from None
+    if seconds != seconds:  # noqa: PLR0124 - not a number
+        raise BadArgument("timeout is not a number", parameter="timeout", value=timeout, help="None is no limit")
+    return None if seconds == math.inf else now + seconds

@@ -172,6 +172,8 @@ class Process:
         """
         if self.returncode is None and self.failure is None and self.looks_ended():
             yield from self.collect_flow(time.monotonic() + POLL_SECONDS)
+        if self.failure is not None:
+            raise self.failure  # None would say that it runs
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -229,7 +231,9 @@ class Process:
         """
         child = self.child
         assert child is not None  # noqa: S101 - started before anybody can talk to it
-        drained_by = None if wait_eof or self.returncode is None else time.monotonic() + DRAIN_SECONDS
+        if self.failure is not None:
+            raise self.failure
+        drained_by: float | None = None
         token = object()
         self._waiters.add(token)
         try:
@@ -240,12 +244,13 @@ class Process:
                         yield from self.wait_flow(timeout, deadline)
                         return ()
                     interest[child.pidfd] = READ
+                elif drained_by is None and not wait_eof:  # collected here, or by another waiter
+                    drained_by = time.monotonic() + DRAIN_SECONDS
                 ready = yield interest, earliest(deadline, drained_by)
                 streams.turn(ready)
                 now = time.monotonic()
                 if self.returncode is None and child.pidfd in ready:
                     yield from self.wait_flow(timeout, deadline)
-                    drained_by = None if wait_eof else now + DRAIN_SECONDS
                 elif drained_by is not None and now >= drained_by:
                     break
                 elif deadline is not None and now >= deadline:

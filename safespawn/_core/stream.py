@@ -75,6 +75,9 @@ class ReadEnd:
         """
         return self._take(len(self._buffer))
 
+    def __del__(self) -> None:
+        self.close()
+
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
@@ -100,6 +103,9 @@ class WriteEnd:
         os.set_blocking(fd, False)
         track_write_end(fd)
         self.fd: int = fd
+
+    def __del__(self) -> None:
+        self.close()
 
     def write_flow(self, data: memoryview) -> Flow[None]:
         """

@@ -89,25 +89,25 @@ class _Waiter:
         self._registered = dict(interest)
         return epoll
 
-    async def _wait_for_one(self, fd: int, deadline: float | None) -> Ready:
+    async def _wait_for_one(self, fd: int, events: int, deadline: float | None) -> Ready:
         """
-        The usual wait, for one descriptor to be readable: no set is needed.
+        The usual wait, for one descriptor to be readable or writable: no set is needed.
         """
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()
             with anyio.move_on_after(max(0.0, left)) as scope:
-                await anyio.wait_readable(fd)
-            if not scope.cancelled_caught or is_readable(fd):
-                return {fd: READ}
+                await (anyio.wait_readable(fd) if events == READ else anyio.wait_writable(fd))
+            if not scope.cancelled_caught or (events == READ and is_readable(fd)):
+                return {fd: events}
             if deadline is not None and time.monotonic() >= deadline:
                 return {}
 
     async def wait(self, want: Want) -> Ready:
         interest, deadline = want
-        if self._epoll is None and len(interest) == 1 and READ in interest.values():
+        if self._epoll is None and len(interest) == 1:
+            ((fd, events),) = interest.items()
             try:
-                (fd,) = interest
-                return await self._wait_for_one(fd, deadline)
+                return await self._wait_for_one(fd, events, deadline)
             except anyio.BusyResourceError:
                 pass  # another task of this loop waits for it: only an epoll set can be waited for twice
         epoll = self._equal(interest)

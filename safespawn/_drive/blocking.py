@@ -13,6 +13,7 @@ from safespawn._core.flow import Flow, Ready, Want
 from safespawn._drive.interrupts import Held, hold
 
 T = TypeVar("T")
+_LONGEST_MS = 2**31 - 1  # of one poll(2): twenty-four days; then it is called again
 
 
 def drive(flow: Flow[T]) -> T:
@@ -112,6 +113,6 @@ class _Waiter:
             return dict(self._poll.poll())
         while True:
             left = deadline - time.monotonic()
-            ready = self._poll.poll(math.ceil(left * 1000) if left > 0 else 0)
+            ready = self._poll.poll(min(math.ceil(left * 1000), _LONGEST_MS) if left > 0 else 0)
             if ready or left <= 0:
                 return dict(ready)

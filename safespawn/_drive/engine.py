@@ -14,11 +14,12 @@ Runs in: application, any thread.
 
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
 from safespawn._core.connection import Connection, give_up_write_ends
-from safespawn._core.flow import READ, Flow
+from safespawn._core.flow import READ, Flow, earliest
 from safespawn._drive.ambient import Ambient, Observer
 from safespawn._drive.blocking import is_readable
 from safespawn._drive.boot import boot_flow
@@ -28,6 +29,7 @@ from safespawn.errors import ClosedError, ForeignCopy
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _hooked: list[int] = []
+LATE_SECONDS = 1.0  # for somebody else's start of a zygote; fifty times the usual
 
 
 class Boot:
@@ -198,9 +200,13 @@ class Engine:
                     boot.over()
             if first.thread == boot.thread and not patient:
                 return (yield from self._boot_flow(world, keeps=keeps)), ambient
-            ready = yield {first.event_fd: READ}, deadline
+            patience = time.monotonic() + LATE_SECONDS
+            ready = yield {first.event_fd: READ}, earliest(deadline, patience)
             if not ready:
-                raise TimeoutError
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError
+                # Whoever began it is late; or its event loop is not run any more, and it will never be over.
+                return (yield from self._boot_flow(world, keeps=keeps)), ambient
 
     def _boot_flow(self, world: tuple[object, ...], *, keeps: bool) -> Flow[Zygote]:
         zygote = self._current.get(keeps)
@@ -209,11 +215,13 @@ class Engine:
         zygote = yield from boot_flow(keeps=keeps)
         zygote.world = world
         self.boots += 1
-        before = self._current.get(keeps)
-        if before is not None:
-            before.retire()
-            self._earlier.append(before)
-        self._current[keeps] = zygote
+        while self._current.setdefault(keeps, zygote) is not zygote:
+            before = self._current.pop(
+                keeps, None
+            )  # each step is atomic: a signal handler or a thread may have come in
+            if before is not None:
+                self._earlier.append(before)
+                before.retire()
         self.prune()
         if self.closed:  # while we were at it
             yield from zygote.close_flow(0.0)
@@ -258,8 +266,15 @@ class Engine:
             zygote.usable = False
             zygote.hang_up()
         gone = True
+        interruption: BaseException | None = None
         for zygote in zygotes:
-            gone = (yield from zygote.close_flow(deadline)) and gone
+            try:
+                gone = (yield from zygote.close_flow(deadline)) and gone
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below: what was started ends before that, by force
+                interruption, deadline = error, 0.0
+                gone = (yield from zygote.close_flow(deadline)) and gone
         for held in self._held.valuerefs():  # one atomic copy: other threads may start and forget meanwhile
             process = held()
             if process is not None:
@@ -270,6 +285,8 @@ class Engine:
         for zygote in zygotes:
             zygote.release_if_gone()
         self._observers.clear()
+        if interruption is not None:
+            raise interruption
         return gone
 
     def forget_in_copy(self) -> None:

@@ -21,7 +21,8 @@ TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not
 if TYPE_CHECKING:
     from typing import Any
 
-REPORT_BYTES = 8192  # a stage, a number and a path of at most 4096 bytes
+REPORT_BYTES = 512  # a stage, a number and the beginning of a name
+REPORT_NAME_BYTES = 255
 
 
 def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
@@ -104,7 +105,7 @@ def report(error: LaunchError) -> bytes:
     """
     A launch error as bytes for the report pipe, and back by `read_report`.
     """
-    return b"%s\0%d\0%s" % (error.stage.encode(), error.errno, error.name or b"")
+    return b"%s\0%d\0%s" % (error.stage.encode(), error.errno, (error.name or b"")[:REPORT_NAME_BYTES])
 
 
 def read_report(data: bytes) -> LaunchError:

@@ -2,8 +2,8 @@
 What the zygote takes on for the moment of a start, because a child inherits it, and then gives back.
 
 Ignored signals, soft limits and the CPU set can be lent: the way back is open, and nobody else is in this process to
-see it. What has no way back (a lower hard limit, a lower priority) or could hit the zygote itself in that moment (CPU time,
-memory) is for the child to set, after a fork.
+see it. What has no way back (a lower hard limit, a lower priority) or could hit the zygote itself in that moment (CPU
+time, memory) is for the child to set, after a fork.
 
 Runs in: zygote; `limits`, `nice` and `cpus` are read by its forked child too.
 Source: setrlimit(2), sched_setaffinity(2), execve(2) on inherited attributes.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_MISSING = (errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
+_UNTOLD = (0, errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
 _BUSY_PAUSES = (0.002, 0.004, 0.008, 0.0)  # seconds; somebody's fork has the file open for writing, about to exec
 _DEFAULT_PATH = os.defpath.encode()
 
@@ -68,7 +68,7 @@ def try_each(candidates: list[bytes], start: "Callable[[bytes], int]") -> int:
     A look is a fiftieth of a failing start. One that may not be looked at (EACCES) counts as not there until all have
     been tried, and then tells by failing.
     """
-    telling: OSError | None = None
+    telling = 0  # the number alone: a kept exception would keep its frame, and that the exception
     looked_at = filter(exists, candidates) if len(candidates) > 1 else ()
     for paths in (looked_at, candidates):
         for path in paths:
@@ -76,13 +76,13 @@ def try_each(candidates: list[bytes], start: "Callable[[bytes], int]") -> int:
                 try:
                     return start(path)
                 except OSError as error:
-                    if telling is None or telling.errno in _MISSING:
-                        telling = error
+                    if telling in _UNTOLD:
+                        telling = error.errno or errno.EIO
                     if error.errno != errno.ETXTBSY:
                         break
                     time.sleep(pause)
-        if telling is not None:
-            raise telling
+        if telling:
+            raise OSError(telling, os.strerror(telling))
     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 

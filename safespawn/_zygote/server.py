@@ -10,6 +10,7 @@ Never: writes to a terminal, logs, starts a thread, waits for anything but the e
 """
 
 import errno
+import gc
 import os
 import signal
 import time
@@ -34,6 +35,7 @@ TIDY_SECONDS = 0.05  # from an exit to the look for adopted orphans that ended t
 WATCH_SECONDS = (1.0, 30.0)  # between such looks while children run and none exits, at first and at most
 END_SECONDS = 5.0  # how long the last processes may take to go after SIGKILL (uninterruptible sleep)
 _OUR_END_ONLY = "the zygote's own"
+NAME_BYTES = 255  # of a name in an answer: the application knows the whole of it
 _TIDY = "tidy up"  # the subject of the timer that belongs to no session
 
 
@@ -371,7 +373,9 @@ class Server(Loop):
         Say FAILED.
         """
         self.failed += 1
-        self.send(session, (wire.FAILED, error.stage, error.errno, error.name))
+        self.tidy_soon()
+        name = error.name and error.name[:NAME_BYTES]
+        self.send(session, (wire.FAILED, error.stage, error.errno, name))
 
     def reply_exited(self, session: Session, status: int) -> None:
         """
@@ -394,6 +398,12 @@ class Server(Loop):
         if session.pidfd >= 0:
             self.close(session.pidfd)
             session.pidfd = -1
+        self.tidy_soon()
+
+    def tidy_soon(self) -> None:
+        """
+        Something has ended: tidy up in a moment, once for all that end until then.
+        """
         soon = time.monotonic() + TIDY_SECONDS
         if self.due.get(_TIDY, soon + 1) > soon:
             self.due[_TIDY] = soon
@@ -564,12 +574,13 @@ class Server(Loop):
     # --- the house ---------------------------------------------------------------------------------------------------
     def tidy(self) -> None:
         """
-        Pin no mount by a working directory, and reap the orphans that came to us and have ended.
+        Pin no mount by a working directory, keep no garbage, and reap the orphans that came to us and have ended.
 
         An orphan appears when one of our children ends, or one of its descendants; no descriptor tells of it. So the
         look comes soon after each exit, and ever more seldom while children run on or orphans live.
         """
         os.chdir("/")
+        gc.collect()  # what failed starts left: their errors refer to the frames that refer to them
         strays = False
         for pid in system.children(self.own_pid):
             if pid not in self.by_pid and os.waitpid(pid, os.WNOHANG) == (0, 0):
