@@ -12,39 +12,21 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
-
-import anyio
+from typing import Any, Self, Unpack
 
 from safespawn._commands import audit
 from safespawn._core.child import GRACE_SECONDS
 from safespawn._core.connection import close_all
-from safespawn._core.flow import Flow
 from safespawn._core.options import SpawnOptions, Text, build_spec, deadline_after, input_bytes, text_mode
 from safespawn._core.process import Process
 from safespawn._core.status import struct_rusage
 from safespawn._core.stream import ReadEnd, WriteEnd
 from safespawn._core.transfer import Drain, Feed, Streams
-from safespawn._drive.async_driver import adrive
+from safespawn._drive.async_driver import adrive, adrive_stream, shielded, wake_waiter
 from safespawn._drive.engine import Engine
 from safespawn._zygote import wire
-from safespawn.errors import BadArgument, ClosedError
+from safespawn.errors import BadArgument
 from safespawn.supervisor import current_engine
-
-T = TypeVar("T")
-
-
-async def stream_drive(flow: Flow[T]) -> T:
-    """
-    `adrive` for a stream, which another task may close meanwhile.
-
-    Raises:
-        ClosedError: It was closed.
-    """
-    try:
-        return await adrive(flow)
-    except anyio.ClosedResourceError:
-        raise ClosedError("this stream") from None
 
 
 def close_end(end: ReadEnd | WriteEnd) -> None:
@@ -52,7 +34,7 @@ def close_end(end: ReadEnd | WriteEnd) -> None:
     Close *end* after waking the task that waits at it, which nothing else would wake.
     """
     if end.fd >= 0:
-        anyio.notify_closing(end.fd)
+        wake_waiter(end.fd)
     end.close()
 
 
@@ -71,19 +53,19 @@ class AsyncReader:
         """
         The next bytes, at least one; ``b""`` at the end. Always bytes, in text mode too.
         """
-        return await stream_drive(self._end.receive_flow(max_bytes))
+        return await adrive_stream(self._end.receive_flow(max_bytes))
 
     async def read(self, size: int = -1) -> Any:
         """
         Exactly *size* bytes, fewer at the end; all that comes until the end for -1. Text when the process is.
         """
-        return self._decode(await stream_drive(self._end.read_flow(size)))
+        return self._decode(await adrive_stream(self._end.read_flow(size)))
 
     async def readline(self) -> Any:
         """
         The next line with its end; empty at the end of the stream.
         """
-        return self._decode(await stream_drive(self._end.line_flow()))
+        return self._decode(await adrive_stream(self._end.line_flow()))
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._lines()
@@ -118,7 +100,7 @@ class AsyncWriter:
         Raises:
             BrokenPipeError: The child does not read any more.
         """
-        await stream_drive(self._end.write_flow(input_bytes(data, self._text)))
+        await adrive_stream(self._end.write_flow(input_bytes(data, self._text)))
 
     async def aclose(self) -> None:
         """
@@ -294,7 +276,7 @@ class AsyncProcess:
                 await self.wait()
         finally:
             if self.returncode is None:
-                with anyio.CancelScope(shield=True):
+                with shielded():
                     await self.stop()
 
     def __del__(self) -> None:

@@ -288,7 +288,15 @@ class Popen:
                 _closer(self.stdin)()
         finally:
             if self._started.owner_pid == os.getpid():
-                self.wait() if kind is None else self.stop()
+                self._leave(stop=kind is not None)
+
+    def _leave(self, *, stop: bool) -> None:
+        try:
+            if not stop:
+                self.wait()
+        finally:
+            if self._started.returncode is None and self._started.failure is None:
+                self.stop()
 
     def __del__(self) -> None:
         process = getattr(self, "_process", None)

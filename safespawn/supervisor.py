@@ -112,12 +112,10 @@ class Supervisor(Runner):
         """
         `close` for an event loop. A cancellation waits for it: its time is bounded by stop_timeout.
         """
-        import anyio
-
-        from safespawn._drive.async_driver import adrive
+        from safespawn._drive.async_driver import adrive, shielded
 
         self._leave()
-        with anyio.CancelScope(shield=True):
+        with shielded():
             await adrive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
 
     def Popen(self, args: Any, **options: Any) -> Any:  # noqa: N802 - the name that it stands for

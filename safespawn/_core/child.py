@@ -22,7 +22,7 @@ import attrs
 
 from safespawn._core.connection import Connection, Truncated, close_all
 from safespawn._core.explain import spawn_error
-from safespawn._core.flow import READ, Flow, earliest
+from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import Usage, decode_status
 from safespawn._zygote import wire
@@ -37,6 +37,7 @@ from safespawn.errors import (
 
 LATE_SECONDS = 1.0  # no answer to a request: later calls get another zygote; arbitrary, a thousand times the usual
 ANSWER_SECONDS = 10.0  # no answer to a request at all; arbitrary, an exec from a slow network file system passes it
+UNANSWERED_SECONDS = 0.5  # for the end of a command whose start nobody waits for any more; arbitrary
 NEWS_SECONDS = 5.0  # the kernel says that the child has ended, and the zygote does not tell the status
 GRACE_SECONDS = 0.25  # between SIGTERM and SIGKILL of a cancelled command; what subprocess grants after Ctrl-C
 WORD_SECONDS = 0.1  # for the word of a zygote that is late anyway, about what the kernel has said already
@@ -57,6 +58,7 @@ class Child:
         ended: Monotonic time at which the exit was seen.
         status: Raw wait status, once it has exited.
         usage: Resources used, once it has been reaped.
+        release_asked: RELEASE has been sent.
     """
 
     connection: Connection
@@ -67,6 +69,7 @@ class Child:
     ended: float | None = None
     status: int | None = None
     usage: Usage | None = None
+    release_asked: bool = False
 
     @property
     def returncode(self) -> int | None:
@@ -208,7 +211,7 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
     Raises:
         SpawnError: The command did not start.
         SpawnLost: The zygote died, or (ZygoteUnresponsive) does not answer.
-        TimeoutError: *deadline* has passed first.
+        DeadlinePassed: *deadline* has passed first.
     """
     connection = child.connection
     late: float | None = child.started + LATE_SECONDS
@@ -224,7 +227,7 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
                 late = None
             if deadline is not None and now >= deadline:
                 connection.zygote.note_silence(child.started, now)
-                raise TimeoutError
+                raise DeadlinePassed
             if now >= limit:
                 raise child.unresponsive("before start", now - child.started)
             continue
@@ -250,6 +253,30 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
         if kind == wire.FAILED:
             raise failure(child.spec, *message[1:])
         raise refusal(message)
+
+
+def unanswered_flow(child: Child) -> Flow[None]:
+    """
+    The caller's deadline has passed before any answer: SIGKILL for what may have been started, a moment's wait.
+    """
+    limit = time.monotonic() + UNANSWERED_SECONDS
+    try:
+        child.connection.send((wire.KILL, int(signal.SIGKILL), True))
+    except OSError:
+        return  # no zygote, or one that reads nothing
+    while True:
+        ready = yield {child.connection.fileno(): READ}, limit
+        if not ready:
+            return
+        try:
+            message, fds = child.connection.receive()
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+        close_all(fds)
+        if message is None or message[0] != wire.STARTED:
+            return
 
 
 def failure(spec: SpawnSpec, stage: str, number: int, name: bytes | None) -> SpawnError:
@@ -421,7 +448,9 @@ def release_flow(child: Child) -> Flow[None]:
     if child.usage is not None or child.status is None:
         return
     try:
-        child.connection.send((wire.RELEASE,))
+        if not child.release_asked:  # an interrupted wait has asked: its answer is still to come
+            child.connection.send((wire.RELEASE,))
+            child.release_asked = True
         limit = time.monotonic() + NEWS_SECONDS
         while child.usage is None:
             ready = yield {child.connection.fileno(): READ}, limit

@@ -13,6 +13,7 @@ Runs in: application, any thread.
 """
 
 import errno
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -30,15 +31,16 @@ from safespawn._core.child import (
     start_flow,
     sweep_flow,
     take_news,
+    unanswered_flow,
 )
 from safespawn._core.connection import Connection
-from safespawn._core.flow import READ, Flow, Ready, earliest
+from safespawn._core.flow import READ, DeadlinePassed, Flow, Ready, earliest
 from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import Outcome, decode_status
 from safespawn._core.transfer import Drain, Feed, LimitReached, Streams
 from safespawn._zygote import wire
-from safespawn.errors import OutputLimitExceeded, SafespawnError, TimeoutExpired
+from safespawn.errors import BootError, OutputLimitExceeded, SafespawnError, TimeoutExpired
 
 ATTEMPTS = 4  # zygotes that die before they get the request, until that is the answer; arbitrary
 DRAIN_SECONDS = 0.2  # how long output may stay open after the exit; arbitrary: scheduling takes a hundredth of it
@@ -162,6 +164,10 @@ def launch_flow(
                 engine.give_back(connection)
             child.close()
             raise
+        except DeadlinePassed:
+            yield from unanswered_flow(child)
+            engine.discard(connection)
+            raise
         except BaseException:
             engine.discard(connection)
             child.close()
@@ -174,6 +180,8 @@ def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:
     """
     from safespawn._core.explain import spawn_error
 
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):  # no interpreter, or no /proc: not the command's doing
+        return BootError(str(error), executable=sys.executable)
     stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "zygote"
     return spawn_error(error.errno or errno.EIO, None, stage=stage, argv=spec.argv)
 
@@ -200,7 +208,7 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
     try:
         try:
             child, ends = yield from launch_flow(engine, spec, options.deadline, patient=options.patient)
-        except TimeoutError:
+        except DeadlinePassed:
             raise TimeoutExpired(options.args, options.timeout or 0.0) from None
         streams = connect(spec, ends, options) if ends else NO_STREAMS
         try:

@@ -9,6 +9,7 @@ Runs in: application, any thread. Never waits.
 """
 
 import _socket
+import errno
 import os
 from struct import pack
 from typing import Any
@@ -58,6 +59,8 @@ class Connection:
         """
         data = wire.encode(message)
         if len(data) > wire.INLINE_BYTES:
+            if len(data) > wire.MEMFD_BYTES:
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
             header, body_fd = wire.to_memfd(data)
             try:
                 rights = pack(f"{len(fds) + 1}i", body_fd, *fds)

@@ -28,6 +28,12 @@ READ = select.POLLIN
 WRITE = select.POLLOUT
 
 
+class DeadlinePassed(Exception):  # a signal, not an error: the face makes it one
+    """
+    The caller's deadline has passed before anything could be said of the child.
+    """
+
+
 def earliest(*deadlines: float | None) -> float | None:
     """
     The first of several deadlines, of which None is never.

@@ -6,6 +6,7 @@ One function serves `run`, `Popen` and their async twins, so an option means the
 Runs in: application, any thread. May read the user database (pwd, grp).
 """
 
+import codecs
 import errno
 import math
 import operator
@@ -478,6 +479,8 @@ def text_mode(
         import locale
 
         encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
+    codecs.lookup(encoding)  # LookupError now, as from subprocess, and not behind the command
+    codecs.lookup_error(errors or "strict")
     return Text(encoding, errors or "strict")
 
 

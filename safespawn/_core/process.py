@@ -20,7 +20,7 @@ from safespawn._core.flow import READ, Flow, earliest
 from safespawn._core.procfs import holders
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.transfer import Streams
-from safespawn.errors import ForeignCopy, SafespawnError, TimeoutExpired
+from safespawn.errors import ClosedError, ForeignCopy, SafespawnError, TimeoutExpired
 
 if TYPE_CHECKING:
     from safespawn._core.status import Usage
@@ -187,10 +187,16 @@ class Process:
         child = self.child
         if self.returncode is not None or child is None or child.pidfd < 0:
             return
+        token = object()
+        self._waiters.add(token)  # or another thread could close the pidfd, and its number be another child's
         try:
-            signal.pidfd_send_signal(child.pidfd, number)
+            if child.pidfd >= 0:
+                signal.pidfd_send_signal(child.pidfd, number)
         except ProcessLookupError:
             return
+        finally:
+            self._waiters.discard(token)
+            self._let_go()
 
     def stop_flow(self, *, whole: bool, grace: float) -> Flow[None]:
         """
@@ -285,6 +291,6 @@ class Process:
                 self._claim.pop()
             except IndexError:
                 return
-            self.failure = RuntimeError("abandoned")
+            self.failure = ClosedError(f"process {self.pid}")
             self.engine.discard(self.child.connection)
             self.child.close()

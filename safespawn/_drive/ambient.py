@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 _LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and isinstance(value, int)})
 )
+_READ_BYTES = 8192
 _NAMESPACES = ("mnt", "net", "pid_for_children", "user", "uts", "ipc", "cgroup")
 # What Python itself ignores at its start is put back for a child, as subprocess does.
 _RESTORED = (1 << 12) | (1 << 24)  # SIGPIPE 13, SIGXFSZ 25
@@ -60,6 +61,10 @@ class Observer:
             self._namespaces_fd = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, PermissionError):
             pass  # no namespaces here; want of descriptors is another thing: they would never be looked at again
+        try:
+            self._cgroup_fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # a kernel without control groups
+            self._cgroup_fd = -1
         self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
         self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
         self._asked: tuple[str, ...] = self._namespaces
@@ -76,7 +81,7 @@ class Observer:
         return True
 
     def __del__(self) -> None:
-        for fd in (self._status_fd, self._namespaces_fd):
+        for fd in (self._status_fd, self._namespaces_fd, self._cgroup_fd):
             if fd >= 0:
                 os.close(fd)
 
@@ -84,7 +89,7 @@ class Observer:
         """
         The application as it is now; the very object of the last look, if nothing has changed since.
         """
-        text = os.pread(self._status_fd, 4096, 0)
+        text = _whole(self._status_fd)
         # The two stretches that matter: before the memory's figures, and from the ignored signals to the seccomp mode.
         start = text.find(b"\nSigIgn:")
         seen = (
@@ -95,6 +100,7 @@ class Observer:
             os.getpriority(os.PRIO_PROCESS, 0),
             os.getpgrp(),
             os.getsid(0),
+            b"" if self._cgroup_fd < 0 else _whole(self._cgroup_fd),
             *map(self._read_namespace, self._asked),
         )
         root = os.stat("/")[1:3] if self._asked else ()
@@ -119,19 +125,22 @@ class Observer:
             return self.look()
         if not self._asked:
             seen, root = seen[:7], ()
-        limits, cpus, nice, group, session = seen[2:7]
+        limits, cpus, nice, group, session, cgroup = seen[2:8]
         rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
         carried: Carried = (dict(environ), rows, tuple(sorted(cpus)), nice, group)
         before = None if self._last is None else self._last[1]
         if before is not None and before.carried == carried:
             carried = before.carried
-        world = (*marks, session, seen[7:], root)
+        world = (*marks, session, cgroup, seen[8:], root)
         ambient = Ambient(carried, umask, ignored, world)
         self._last = ((seen, root), ambient)
         return ambient
 
 
-_MARKS = (b"Uid", b"Gid", b"Groups", b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb", b"NoNewPrivs", b"Seccomp")
+_MARKS = (
+    b"Uid", b"Gid", b"Groups", b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb", b"NoNewPrivs", b"Seccomp",
+    b"Seccomp_filters",
+)  # fmt: skip
 _MOVERS = (1 << 18) | (1 << 21)  # CAP_SYS_CHROOT, CAP_SYS_ADMIN
 
 
@@ -146,6 +155,19 @@ def _may_move(marks: tuple[bytes, ...]) -> bool:
 def _signals(mask: int) -> tuple[int, ...]:
     mask &= _TELLABLE
     return tuple([number for number in range(1, 65) if mask >> (number - 1) & 1]) if mask else ()
+
+
+def _whole(fd: int) -> bytes:
+    """
+    All that a file of /proc says now; one read, unless there are hundreds of supplementary groups.
+    """
+    text = os.pread(fd, _READ_BYTES, 0)
+    while len(text) and len(text) % _READ_BYTES == 0:
+        more = os.pread(fd, _READ_BYTES, len(text))
+        if not more:
+            break
+        text += more
+    return text
 
 
 def _parse(text: bytes) -> tuple[int, tuple[int, ...], tuple[bytes, ...]]:

@@ -20,6 +20,7 @@ import anyio
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import READ, Flow, Ready, Want
 from safespawn._drive.blocking import is_readable
+from safespawn.errors import ClosedError
 
 T = TypeVar("T")
 
@@ -52,6 +53,33 @@ async def adrive(flow: Flow[T]) -> T:
         flow.close()
         waiter.close()
     raise AssertionError("nobody cancels the shield")
+
+
+async def adrive_stream(flow: Flow[T]) -> T:
+    """
+    `adrive` for a stream, which another task may close meanwhile.
+
+    Raises:
+        ClosedError: It was closed.
+    """
+    try:
+        return await adrive(flow)
+    except anyio.ClosedResourceError:
+        raise ClosedError("this stream") from None
+
+
+def wake_waiter(fd: int) -> None:
+    """
+    *fd* is about to be closed: wake the task that waits for it, and have the event loop forget the number.
+    """
+    anyio.notify_closing(fd)
+
+
+def shielded() -> anyio.CancelScope:
+    """
+    A scope whose contents run to their end, whatever is cancelled around them.
+    """
+    return anyio.CancelScope(shield=True)
 
 
 class _Waiter:

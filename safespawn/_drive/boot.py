@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 
 from safespawn._core.connection import Connection, close_all
-from safespawn._core.flow import READ, Flow
+from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._drive.zygote import Zygote, reap
 from safespawn._zygote import wire
 from safespawn.errors import BootError, RemoteProtocolError
@@ -29,18 +29,21 @@ _CONTROL = 3
 _OUTPUT_BYTES = 8192
 _DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_zygote")
 # What the zygote itself needs of the environment; everything else is the children's, and travels with requests.
-_NAMES = (b"PATH", b"LANG", b"TZ", b"GLIBC_TUNABLES", b"PYTHONHOME")
+_NAMES = (b"PATH", b"LANG", b"TZ", b"GLIBC_TUNABLES")
+_MARK = b"SAFESPAWN_ZYGOTE_OF"  # in a zygote's environment alone: whoever finds it in its own was started as one
 _PREFIXES = (b"LD_", b"LC_", b"MALLOC_", b"SAFESPAWN_", b"ASAN_", b"LSAN_")
 
 
-def boot_flow(*, keeps: bool) -> Flow[Zygote]:
+def boot_flow(*, keeps: bool, deadline: float | None = None) -> Flow[Zygote]:
     """
     Start a zygote and wait for its hello.
 
     Args:
         keeps: Its children outlive the application (`detach=True`).
+        deadline: When the caller gives up, in monotonic seconds, or None.
 
     Raises:
+        DeadlinePassed: *deadline* came first.
         BootError: It did not come up; with what it wrote, and how it ended.
         OSError: This process has no descriptors left (EMFILE), or cannot start any process (EAGAIN).
     """
@@ -52,6 +55,8 @@ def boot_flow(*, keeps: bool) -> Flow[Zygote]:
     try:
         if not executable:
             raise BootError("Python does not know its own executable", executable="", help=_EMBEDDED)
+        if getattr(sys, "frozen", False) or _MARK in os.environb:
+            raise BootError("this program is its own sys.executable", executable=executable, help=_FROZEN)
         output_fd = _keep(owned, os.memfd_create("safespawn-output", os.MFD_CLOEXEC))
         control, far = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
         far_fd = _keep(owned, far.detach())
@@ -60,9 +65,9 @@ def boot_flow(*, keeps: bool) -> Flow[Zygote]:
         owned.remove(far_fd)
         pidfd = _open_pidfd(pid)
         line = Connection(control, None)
-        deadline = started + BOOT_SECONDS
+        limit = started + BOOT_SECONDS
         while True:
-            ready = yield {line.fileno(): READ, pidfd: READ}, deadline
+            ready = yield {line.fileno(): READ, pidfd: READ}, earliest(deadline, limit)
             if line.fileno() in ready:
                 try:
                     message, fds = line.receive()
@@ -74,10 +79,11 @@ def boot_flow(*, keeps: bool) -> Flow[Zygote]:
                     control, pidfd, pid = None, -1, -1
                     return zygote
             took = time.monotonic() - started
+            if not ready and took < BOOT_SECONDS:
+                raise DeadlinePassed
             if not ready:
                 raise BootError("no hello came", executable=executable, seconds=took, output=_text(output_fd))
-            reap(pid, pidfd, signal.SIGKILL)
-            status, pid = _ended(pidfd, pid), -1
+            status, pid = reap(pid, pidfd, signal.SIGKILL), -1
             raise BootError(executable=executable, exit_status=status, output=_text(output_fd), seconds=took)
     except RemoteProtocolError as error:
         raise BootError(str(error).partition("\n")[0], executable=executable) from error
@@ -91,6 +97,7 @@ def boot_flow(*, keeps: bool) -> Flow[Zygote]:
         close_all(owned)
 
 
+_FROZEN = "a frozen program must not start itself: set sys.executable to a Python of the same version"
 _EMBEDDED = "an embedded interpreter: set sys.executable to a Python of the same version before the first command"
 
 
@@ -112,7 +119,7 @@ def _spawn(executable: str, control_fd: int, output_fd: int, *, keeps: bool) -> 
     return os.posix_spawn(
         executable,
         [executable, *flags, _DIRECTORY, str(_CONTROL), str(os.getpid()), mode],
-        _environment(os.environb.items()),
+        {**_environment(os.environb.items()), _MARK: str(os.getpid()).encode()},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -120,6 +127,7 @@ def _spawn(executable: str, control_fd: int, output_fd: int, *, keeps: bool) -> 
             (os.POSIX_SPAWN_DUP2, control_fd, _CONTROL),
         ],
         setsigmask=(),
+        setsigdef=[number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)],
     )
 
 
@@ -135,18 +143,6 @@ def _open_pidfd(pid: int) -> int:
             raise BootError("it ended at once", executable=sys.executable) from None
         os.kill(pid, signal.SIGKILL)  # still our unreaped child, or ESRCH would have been the answer
         raise
-
-
-def _ended(pidfd: int, pid: int) -> int | None:
-    """
-    How the process ended, if nobody else has reaped it.
-    """
-    del pidfd
-    try:
-        _, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status)
 
 
 def _text(fd: int) -> str:

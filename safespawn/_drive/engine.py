@@ -19,13 +19,13 @@ import weakref
 from typing import Any
 
 from safespawn._core.connection import Connection, give_up_write_ends
-from safespawn._core.flow import READ, Flow, earliest
+from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._drive.ambient import Ambient, Observer
 from safespawn._drive.blocking import is_readable
 from safespawn._drive.boot import boot_flow
 from safespawn._drive.interrupts import forget_in_copy
 from safespawn._drive.zygote import Zygote
-from safespawn.errors import ClosedError, ForeignCopy
+from safespawn.errors import ClosedError
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _hooked: list[int] = []
@@ -116,7 +116,7 @@ class Engine:
         Raises:
             BootError: No zygote can be started.
             ClosedError: The owner has closed this engine.
-            TimeoutError: *deadline* has passed.
+            DeadlinePassed: *deadline* has passed.
         """
         while True:
             zygote, ambient = yield from self.zygote_flow(keeps=detached, deadline=deadline, patient=patient)
@@ -194,31 +194,29 @@ class Engine:
             first = self._starting.setdefault(keeps, boot)
             if first is boot:
                 try:
-                    return (yield from self._boot_flow(world, keeps=keeps)), ambient
+                    return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
                 finally:
                     self._starting.pop(keeps, None)
                     boot.over()
             if first.thread == boot.thread and not patient:
-                return (yield from self._boot_flow(world, keeps=keeps)), ambient
+                return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
             patience = time.monotonic() + LATE_SECONDS
             ready = yield {first.event_fd: READ}, earliest(deadline, patience)
             if not ready:
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise TimeoutError
+                    raise DeadlinePassed
                 # Whoever began it is late; or its event loop is not run any more, and it will never be over.
-                return (yield from self._boot_flow(world, keeps=keeps)), ambient
+                return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
 
-    def _boot_flow(self, world: tuple[object, ...], *, keeps: bool) -> Flow[Zygote]:
+    def _boot_flow(self, world: tuple[object, ...], *, keeps: bool, deadline: float | None = None) -> Flow[Zygote]:
         zygote = self._current.get(keeps)
         if zygote is not None and zygote.usable and zygote.world == world:
             return zygote  # started between our look and our turn
-        zygote = yield from boot_flow(keeps=keeps)
+        zygote = yield from boot_flow(keeps=keeps, deadline=deadline)
         zygote.world = world
         self.boots += 1
         while self._current.setdefault(keeps, zygote) is not zygote:
-            before = self._current.pop(
-                keeps, None
-            )  # each step is atomic: a signal handler or a thread may have come in
+            before = self._current.pop(keeps, None)  # each step is atomic: another thread or handler may have come in
             if before is not None:
                 self._earlier.append(before)
                 before.retire()
@@ -296,14 +294,6 @@ class Engine:
         for zygote in self.zygotes:
             zygote.forget_in_copy()
         self._reset()
-
-    def check_owner(self, owner_pid: int, what: str) -> None:
-        """
-        Refuse the use of a child in a forked copy of the process that started it.
-        """
-        pid = os.getpid()
-        if pid != owner_pid:
-            raise ForeignCopy(what, owner_pid=owner_pid, pid=pid)
 
     def statistics(self) -> dict[str, Any]:
         """

@@ -15,14 +15,13 @@ from collections import deque
 
 from safespawn._core.connection import Connection, close_all
 from safespawn._core.explain import spawn_error
-from safespawn._core.flow import READ, Flow, earliest
+from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._core.procfs import looks
 from safespawn._drive.blocking import is_readable
 from safespawn._zygote import wire
 from safespawn.errors import SpawnError
 
 IDLE_LIMIT = 64  # connections kept for later, two descriptors each in all; arbitrary, a loop's usual fan-out
-ANSWER_SECONDS = 10.0
 LATE_SECONDS = 1.0
 DEATH_SECONDS = 3.0  # how long the warden may take to end the children of a dead zygote
 _WORDS_BYTES = 2000
@@ -86,7 +85,7 @@ class Zygote:
         A new connection for one child; None when this zygote has turned out not to be usable.
 
         Raises:
-            TimeoutError: *deadline* has passed.
+            DeadlinePassed: *deadline* has passed.
             SpawnError: No descriptors left, here or there.
         """
         token = object()
@@ -111,7 +110,7 @@ class Zygote:
             if not ready:
                 self.suspect()
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise TimeoutError
+                    raise DeadlinePassed
                 return None
             try:
                 message, fds = self.control.receive()

@@ -165,9 +165,7 @@ def test_each_errno_has_the_class_that_oserror_gives_it(stage):
         error = spawn_error(number, "nope", stage=stage, argv=["nope"])
         standard = OSError(number, os.strerror(number), "nope")
         assert isinstance(error, errors.SpawnError)
-        assert [c for c in BUILT_IN if isinstance(error, c)] == [
-            c for c in BUILT_IN if isinstance(standard, c)
-        ]
+        assert [c for c in BUILT_IN if isinstance(error, c)] == [c for c in BUILT_IN if isinstance(standard, c)]
         assert str(error).split("\n")[0] == str(standard)
         for name in ("errno", "strerror", "filename", "args"):
             assert getattr(error, name) == getattr(standard, name)
@@ -261,9 +259,7 @@ def test_a_program_that_exists_and_is_not_found(tmp_path, content, expected):
 def test_a_link_to_nothing(tmp_path):
     """ENOENT for a dangling link names the link and its target."""
     (tmp_path / "link").symlink_to("gone")
-    assert "is a symbolic link to 'gone', which does not exist" in explain(
-        errno.ENOENT, str(tmp_path / "link")
-    )
+    assert "is a symbolic link to 'gone', which does not exist" in explain(errno.ENOENT, str(tmp_path / "link"))
 
 
 def test_a_fifo_is_not_opened(tmp_path):

@@ -356,9 +356,7 @@ def test_census_does_not_believe_one_look(task_dir, monkeypatch):
     """A task that is gone at the next look, as a joined thread is, is not counted."""
     add_task(task_dir, 1 << 30, "joined")
     folder = task_dir / str(1 << 30)
-    monkeypatch.setattr(
-        guard.time, "sleep", lambda _: folder.exists() and folder.rename(task_dir.parent / "gone")
-    )
+    monkeypatch.setattr(guard.time, "sleep", lambda _: folder.exists() and folder.rename(task_dir.parent / "gone"))
     assert natives(task_dir) == []
 
 
@@ -440,11 +438,7 @@ def one_thread(monkeypatch):
     moving = iter(range(1, 100))
 
     def census():
-        return (
-            guard.ThreadFact(
-                name="w", kind="python", in_threading=True, running_at=("/app.py", next(moving))
-            ),
-        )
+        return (guard.ThreadFact(name="w", kind="python", in_threading=True, running_at=("/app.py", next(moving))),)
 
     monkeypatch.setattr(guard, "census", census)
 
@@ -494,9 +488,7 @@ def test_error_has_the_threads_as_facts(one_thread):
     with pytest.raises(errors.OrderError) as caught:
         declare("error")
     assert caught.value.what == "init() is called"
-    assert caught.value.threads == (
-        "'w', now at /app.py:1; started before 'import safespawn': place unknown",
-    )
+    assert caught.value.threads == ("'w', now at /app.py:1; started before 'import safespawn': place unknown",)
 
 
 def test_off_does_not_look(monkeypatch):

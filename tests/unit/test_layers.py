@@ -21,9 +21,7 @@ ZYGOTE_MODULES = frozenset(
 )
 
 # Pure means: no thread, no waiting, no event loop, no process started.
-IMPURE = frozenset(
-    "_thread asyncio concurrent multiprocessing queue sched selectors socketserver threading".split()
-)
+IMPURE = frozenset("_thread asyncio concurrent multiprocessing queue sched selectors socketserver threading".split())
 WAITING_CALLS = frozenset("os.wait os.waitpid select.epoll select.poll select.select time.sleep".split())
 SUBPROCESS_DATA = frozenset(
     "CalledProcessError CompletedProcess DEVNULL PIPE STDOUT SubprocessError TimeoutExpired".split()
@@ -77,9 +75,7 @@ class Checker(ast.NodeVisitor):
         self.in_type_checking = 0
         self.wrong: list[str] = []
         if self.layer is None:
-            self.wrong.append(
-                f"{path}: no layer is named for this folder; add it to tests/unit/test_layers.py"
-            )
+            self.wrong.append(f"{path}: no layer is named for this folder; add it to tests/unit/test_layers.py")
 
     def complain(self, node: ast.AST, rule: str) -> None:
         line = f"{self.path}:{node.lineno}: `{ast.unparse(node)}`: {rule}"
@@ -157,12 +153,7 @@ class Checker(ast.NodeVisitor):
             return
         if target not in BELOW[self.layer]:
             self.complain(node, f"{self.layer} is below or apart from {target}: imports point down only")
-        elif (
-            name is not None
-            and name.startswith("_")
-            and not name.startswith("__")
-            and self.layer in ("face", "tool")
-        ):
+        elif name is not None and name.startswith("_") and not name.startswith("__") and self.layer in ("face", "tool"):
             self.complain(node, f"`{name}` is private to {module}")
 
     def check_pure(self, node: ast.stmt, module: str, top: str, name: str | None) -> None:
@@ -179,9 +170,7 @@ class Checker(ast.NodeVisitor):
             if dotted in WAITING_CALLS:
                 self.complain(node, "_core never waits: yield what you wait for")
             elif node.value.id == "subprocess" and node.attr not in SUBPROCESS_DATA:
-                self.complain(
-                    node, "_core takes constants and result classes from subprocess, nothing that acts"
-                )
+                self.complain(node, "_core takes constants and result classes from subprocess, nothing that acts")
         self.generic_visit(node)
 
 
