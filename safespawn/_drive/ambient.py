@@ -50,12 +50,12 @@ class Observer:
     """
     Looks at this process; keeps what it saw last, so that what has not changed is the same object.
 
-    Any number of threads may use one: a lost update costs a message a little longer, no more. Its two descriptors into
+    Any number of threads may use one: a lost update costs a message a little longer, no more. Its descriptors into
     /proc are closed with it, when the last thread is through with it.
     """
 
     def __init__(self) -> None:
-        self._status_fd = self._namespaces_fd = -1  # for __del__, if one of these fails
+        self._status_fd = self._namespaces_fd = self._cgroup_fd = -1  # for __del__, if one of these fails
         self._status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._namespaces_fd = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,8 +63,8 @@ class Observer:
             pass  # no namespaces here; want of descriptors is another thing: they would never be looked at again
         try:
             self._cgroup_fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # a kernel without control groups
-            self._cgroup_fd = -1
+        except (FileNotFoundError, PermissionError):
+            pass  # a kernel without control groups
         self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
         self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
         self._asked: tuple[str, ...] = self._namespaces
@@ -124,7 +124,7 @@ class Observer:
         if self._asked and not asked:  # it has the right now
             return self.look()
         if not self._asked:
-            seen, root = seen[:7], ()
+            seen, root = seen[:8], ()
         limits, cpus, nice, group, session, cgroup = seen[2:8]
         rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
         carried: Carried = (dict(environ), rows, tuple(sorted(cpus)), nice, group)

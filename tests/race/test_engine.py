@@ -49,7 +49,7 @@ def test_no_zygote_is_forgotten_when_a_boot_interrupts_a_boot(monkeypatch, passa
     """Whichever step the handler's own boot comes behind, each zygote is the present one or among the earlier ones."""
     booted = []
 
-    def fake_boot(*, keeps):
+    def fake_boot(*, keeps, deadline=None):
         booted.append(FakeZygote())
         return booted[-1]
         yield keeps
