@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -166,6 +167,79 @@ def test_a_cancelled_stop_is_cancelled():
         await process.aclose()
 
     asyncio.run(main())
+
+
+def test_an_interrupted_wait_leaves_its_connection_right():
+    """A wait that is cancelled while the child is being reaped can be repeated, and later commands are not harmed."""
+    program = """
+import asyncio, safespawn
+async def main():
+    process = await safespawn.aopen_process(["true"])
+    while not process._process.looks_ended():
+        await asyncio.sleep(0.01)
+    try:
+        await asyncio.wait_for(process.wait(), 0.1)
+    except asyncio.TimeoutError:
+        print("cancelled", end=" ")
+    print(await process.wait(), [(await safespawn.arun(["true"])).returncode for _ in range(4)])
+asyncio.run(main())
+"""
+    env = {**os.environ, "SAFESPAWN_FAILPOINTS": "zygote.before_reap=sleep:0.3#1"}
+    done = safespawn.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("cancelled 0 [0, 0, 0, 0]\n", "")
+
+
+def test_a_start_that_nobody_waits_for_any_more_is_killed(tmp_path):
+    """A timeout shorter than the zygote's first word ends the command all the same, before run returns."""
+    program = """
+import safespawn, sys, time
+safespawn.run(["true"])
+try:
+    safespawn.run(["sh", "-c", f"echo start > {sys.argv[1]}; sleep 0.3; echo end > {sys.argv[1]}"], timeout=0.05)
+except safespawn.TimeoutExpired:
+    time.sleep(0.6)  # longer than the command would take
+    print(open(sys.argv[1]).read().split())
+"""
+    env = {**os.environ, "SAFESPAWN_FAILPOINTS": "zygote.before_started=sleep:0.1#1"}
+    argv = [sys.executable, "-c", program, str(tmp_path / "file")]
+    done = safespawn.run(argv, env=env, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("['start']\n", "")
+
+
+def test_a_codec_that_does_not_exist_is_found_before_the_command_runs(tmp_path):
+    """An unknown encoding or error handler is a LookupError, as from subprocess, and nothing has run."""
+    for options in ({"encoding": "klingon"}, {"text": True, "errors": "shrug"}):
+        with pytest.raises(LookupError):
+            safespawn.run(["touch", str(tmp_path / "ran")], capture_output=True, **options)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_that_is_its_own_interpreter_does_not_start_itself():
+    """A frozen program, whose sys.executable is itself, gets a BootError with the cure."""
+    program = "import sys; sys.frozen = True; import safespawn; safespawn.run(['true'])"
+    done = safespawn.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "BootError" in done.stderr
+    assert "frozen" in done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may take on groups and drop capabilities")
+def test_six_hundred_groups_do_not_hide_dropped_capabilities():
+    """However long /proc/self/status is, a dropped capability calls for a new zygote, and an ignored signal is told."""
+    program = """
+import ctypes, os, signal, safespawn
+os.setgroups(range(100000, 100600))
+safespawn.run(["true"])
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+libc = ctypes.CDLL(None)
+for capability in range(41):
+    libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+asked = ["grep", "-E", "SigIgn|CapEff", "/proc/self/status"]
+status = safespawn.run(asked, capture_output=True, text=True).stdout.split()
+print(int(status[1], 16) >> 9 & 1, int(status[3], 16))
+"""
+    done = safespawn.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("1 0\n", "")
 
 
 def test_failed_starts_leave_nothing_in_the_zygote():
