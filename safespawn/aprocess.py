@@ -57,13 +57,15 @@ class AsyncReader:
 
     async def read(self, size: int = -1) -> Any:
         """
-        Exactly *size* bytes, fewer at the end; all that comes until the end for -1. Text when the process is.
+        Exactly *size* bytes, fewer at the end; all that comes until the end for -1. Text when the process is: then ask
+        for everything or for lines, since *size* bytes may end within a character.
         """
         return self._decode(await adrive_stream(self._end.read_flow(size)))
 
     async def readline(self) -> Any:
         """
-        The next line with its end; empty at the end of the stream.
+        The next line with its end; empty at the end of the stream. Lines are found as bytes: in UTF-16 or UTF-32 they
+        cannot be; `communicate` and ``read()`` can.
         """
         return self._decode(await adrive_stream(self._end.line_flow()))
 
