@@ -50,34 +50,13 @@ def _drive(flow: Flow[T], held: Held | None) -> T:
         flow.close()
 
 
-def step(flow: Flow[T]) -> T | None:
+def is_readable(fd: int, seconds: float = 0.0) -> bool:
     """
-    Run *flow* without waiting at all: what is not ready now counts as its deadline having passed.
-
-    Returns:
-        What the flow returns; None when it still wants something after an empty answer.
-    """
-    waiter = _Waiter()
-    try:
-        want = next(flow)
-        while True:
-            ready = waiter.look(want[0])
-            want = flow.send(ready)
-            if not ready:
-                return None
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    finally:
-        flow.close()
-
-
-def is_readable(fd: int) -> bool:
-    """
-    Whether *fd* is readable, or hung up, now.
+    Whether *fd* is readable, or hung up, now or within *seconds*.
     """
     look = select.poll()
     look.register(fd, select.POLLIN)
-    return bool(look.poll(0))
+    return bool(look.poll(math.ceil(seconds * 1000)))
 
 
 class _Waiter:
@@ -100,10 +79,6 @@ class _Waiter:
             if registered.get(fd) != events:
                 self._poll.register(fd, events)
         self._registered = dict(interest)
-
-    def look(self, interest: dict[int, int]) -> Ready:
-        self._equal(interest)
-        return dict(self._poll.poll(0))
 
     def wait(self, want: Want) -> Ready:
         interest, deadline = want

@@ -24,6 +24,7 @@ from safespawn.errors import SpawnError
 IDLE_LIMIT = 64  # connections kept for later, two descriptors each in all; arbitrary, a loop's usual fan-out
 LATE_SECONDS = 1.0
 DEATH_SECONDS = 3.0  # how long the warden may take to end the children of a dead zygote
+REAP_SECONDS = 1.0  # for an end by SIGKILL, which takes less than a millisecond
 _WORDS_BYTES = 2000
 
 
@@ -395,13 +396,14 @@ def reap(pid: int, pidfd: int, number: int | None) -> int | None:
     Reap our child *pid*, after sending *number* if it is given.
 
     Returns:
-        Its exit status as subprocess has it; None when it still runs (a moment after SIGKILL, at most) or when
-        somebody else has reaped it.
+        Its exit status as subprocess has it; None when it still runs (after SIGKILL only in uninterruptible sleep) or
+        when somebody else has reaped it.
     """
     if number is not None:
         _tell(pidfd, number)
+        is_readable(pidfd, REAP_SECONDS)
     try:
-        done, status = os.waitpid(pid, os.WNOHANG if number is None else 0)
+        done, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return None
     return os.waitstatus_to_exitcode(status) if done else None

@@ -10,7 +10,7 @@ import pytest
 
 from safespawn._core.flow import READ, WRITE
 from safespawn._drive.async_driver import adrive
-from safespawn._drive.blocking import drive, step
+from safespawn._drive.blocking import drive
 from safespawn._drive.interrupts import hold
 
 
@@ -136,21 +136,6 @@ def test_a_cancelled_flow_may_go_on_waiting_until_it_is_through(backend, pipe):
     assert anyio.run(main, backend=backend)
     assert told[0] in ("CancelledError", "Cancelled")
     assert told[1:] == [{}]
-
-
-def test_step_gives_one_empty_answer_and_then_gives_up(pipe):
-    """Without waiting, what is not ready counts as late; a flow that then wants more is closed."""
-
-    def flow():
-        try:
-            while True:
-                yield {pipe[0]: READ}, None
-        finally:
-            told.append("closed")
-
-    told = []
-    assert step(flow()) is None
-    assert told == ["closed"]
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
