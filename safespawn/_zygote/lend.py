@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and type(value) is int})
 )
-_DANGEROUS = (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)
+_DANGEROUS = (
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_AS,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_STACK,
+    resource.RLIMIT_NPROC,  # would refuse the very start
+)
 
 
 class Lender:
