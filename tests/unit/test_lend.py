@@ -24,12 +24,12 @@ print(lender.needs_fork(({}, rows, lender.cpus, lender.nice, 0), asked))
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "forks"),
-    [("CORE", False), ("NOFILE", False), ("NPROC", True), ("CPU", True), ("AS", True), ("STACK", True)],
-)
+FORKS = {"CORE": False, "NOFILE": False, "NPROC": True, "CPU": True, "AS": True, "STACK": True}
+
+
+@pytest.mark.parametrize(("name", "forks"), FORKS.items())
 def test_limits_that_would_hit_the_zygote_or_the_start_are_for_the_child(name, forks):
-    """A soft limit is lent, unless it could hit the zygote in that moment or, as NPROC would, refuse the start itself."""
+    """A soft limit is lent, unless it could hit the zygote in that moment or refuse the start itself."""
     argv = [sys.executable, "-I", "-c", PROGRAM, str(ZYGOTE), str(getattr(resource, f"RLIMIT_{name}"))]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == f"{forks}\n"
