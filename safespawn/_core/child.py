@@ -159,7 +159,8 @@ def send_request(connection: Connection, spec: SpawnSpec, ambient: Any) -> None:
     try:
         directory_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise spawn_error(error.errno or errno.EIO, ".", stage="cwd", argv=spec.argv) from None
+        stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "cwd"
+        raise spawn_error(error.errno or errno.EIO, ".", stage=stage, argv=spec.argv) from None
     try:
         spec = handed_down(spec)
         streams = spec.streams
@@ -419,6 +420,26 @@ def kept_status(pidfd: int) -> int | None:
     if not info[0] & _PIDFD_INFO_EXIT:
         return None
     return int.from_bytes(info[60:64], "little", signed=True)
+
+
+def kernels_word(pid: int, pidfd: int, born: int) -> int | None:
+    """
+    The wait status of a process whose template has gone: nobody tells it, but the kernel may. While it is a zombie
+    /proc does; once somebody has reaped it, its pidfd, since Linux 6.15.
+
+    Source: proc_pid_stat(5), exit_code.
+    """
+    status = kept_status(pidfd)
+    if status is None:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            if int(fields[19]) == born and fields[0] in (b"Z", b"X"):
+                return int(fields[49])
+        except (OSError, IndexError, ValueError):
+            pass  # reaped, just now perhaps
+        status = kept_status(pidfd)
+    return status
 
 
 def tell(child: Child, number: int, *, whole: bool) -> None:

@@ -51,6 +51,7 @@ def boot_flow(*, keeps: bool, deadline: float | None = None) -> Flow[Zygote]:
     owned: list[int] = []
     control: _socket.socket | None = None
     pid = pidfd = -1
+    own_pid = os.getpid()
     executable = sys.executable
     try:
         if not executable:
@@ -88,7 +89,7 @@ def boot_flow(*, keeps: bool, deadline: float | None = None) -> Flow[Zygote]:
     except RemoteProtocolError as error:
         raise BootError(str(error).partition("\n")[0], executable=executable) from error
     finally:
-        if pid > 0 and pidfd >= 0:
+        if pid > 0 and pidfd >= 0 and os.getpid() == own_pid:  # a forked copy that drops this flow ends nothing
             reap(pid, pidfd, signal.SIGKILL)
         if control is not None:
             control.close()

@@ -24,12 +24,14 @@ from safespawn._drive.ambient import Ambient, Observer
 from safespawn._drive.blocking import is_readable
 from safespawn._drive.boot import boot_flow
 from safespawn._drive.interrupts import forget_in_copy
+from safespawn._drive.template import Template, TemplateKey, boot_template_flow
 from safespawn._drive.zygote import Zygote
 from safespawn.errors import ClosedError
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _hooked: list[int] = []
 LATE_SECONDS = 1.0  # for somebody else's start of a zygote; fifty times the usual
+PATIENCE_SECONDS = 5.0  # for somebody else's start of a template, with its imports; arbitrary
 
 
 class Boot:
@@ -76,6 +78,9 @@ class Engine:
         self._adopted: set[Any] = set()
         self._held: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._starting: dict[bool, Boot] = {}
+        self._templates: dict[TemplateKey, Template] = {}
+        self._preparing: dict[TemplateKey, Boot] = {}
+        self._retired: list[Template] = []
 
     # --- what flows use -----------------------------------------------------------------------------------------------
     def look(self) -> Ambient:
@@ -198,6 +203,7 @@ class Engine:
                 finally:
                     self._starting.pop(keeps, None)
                     boot.over()
+                    del boot, first  # an error's traceback would keep the descriptor
             if first.thread == boot.thread and not patient:
                 return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
             patience = time.monotonic() + LATE_SECONDS
@@ -225,6 +231,67 @@ class Engine:
             yield from zygote.close_flow(0.0)
             raise ClosedError(self.name)
         return zygote
+
+    # --- templates ----------------------------------------------------------------------------------------------------
+    def template_flow(
+        self, key: TemplateKey, *, connections: int = 1, deadline: float | None = None
+    ) -> Flow[tuple[Template, Ambient]]:
+        """
+        A template made of *key*, the one there is or a new one; and the look at this process.
+
+        Raises:
+            PreloadError, BootError: It cannot be made.
+            ClosedError: The owner has closed this engine.
+            DeadlinePassed: *deadline* has passed.
+        """
+        while True:
+            if self.pid != os.getpid():
+                self.forget_in_copy()
+            if self.closed:
+                raise ClosedError(self.name)
+            ambient = self.look()
+            template = self._templates.get(key)
+            if template is not None:
+                if template.usable and template.world == ambient.world and template.looks_alive():
+                    return template, ambient
+                self.retire(key, template)
+                continue
+            boot = Boot()
+            first = self._preparing.setdefault(key, boot)
+            if first is not boot and first.thread != boot.thread:
+                patience = time.monotonic() + PATIENCE_SECONDS
+                if (yield {first.event_fd: READ}, earliest(deadline, patience)):
+                    continue
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise DeadlinePassed
+            try:
+                template = yield from boot_template_flow(self, key, connections=connections, deadline=deadline)
+                template.world = ambient.world
+                closed: bool = self.closed  # meanwhile
+                if closed or self._templates.setdefault(key, template) is not template:
+                    template.retire()  # another thread was quicker
+            finally:
+                if first is boot:
+                    self._preparing.pop(key, None)
+                    boot.over()
+                del boot, first  # an error's traceback would keep the descriptor
+
+    def retire(self, key: TemplateKey, template: Template) -> None:
+        """
+        Take no more workers from *template*: those that it has live on, and it ends with the last of them.
+        """
+        if self._templates.get(key) is template:
+            del self._templates[key]
+            self._retired.append(template)
+        template.retire()
+        self._retired = [each for each in self._retired if not each.closed]
+
+    @property
+    def templates(self) -> list[Template]:
+        """
+        All that are not known to be gone, the present ones first.
+        """
+        return [*self._templates.values(), *self._retired]
 
     def prune(self) -> None:
         """
@@ -259,6 +326,9 @@ class Engine:
         self.closed = True
         if self.pid != os.getpid():
             return True
+        for template in self.templates:
+            template.usable = False
+            template.hang_up()
         zygotes, self._current, self._earlier = self.zygotes, {}, []
         for zygote in zygotes:
             zygote.usable = False
@@ -280,6 +350,9 @@ class Engine:
         for process in list(self._adopted):
             process.abandon()
         self._adopted.clear()
+        for template in self.templates:
+            template.trim()
+            template.release_if_gone()
         for zygote in zygotes:
             zygote.release_if_gone()
         self._observers.clear()
@@ -291,8 +364,8 @@ class Engine:
         """
         In a forked copy: what there is belongs to the original. Close the copies, and begin anew.
         """
-        for zygote in self.zygotes:
-            zygote.forget_in_copy()
+        for generation in (*self.zygotes, *self.templates):
+            generation.forget_in_copy()
         self._reset()
 
     def statistics(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ Never: imports anything but C modules and its siblings; keeps a descriptor that 
 import _socket
 import gc
 import os
-import resource
 import select
 import signal
 import sys
@@ -30,18 +29,10 @@ import channel
 import server
 import system
 import wire
+from house import close_strangers, name_this, raise_descriptor_limit, take_no_signals
 
 END_SECONDS = 10.0  # how long the zygote may take to end everything once the application is dead
 CONNECTIONS = 2  # made before the first request, so that the first command finds one
-_REAL_CRASHES = (
-    signal.SIGSEGV,
-    signal.SIGBUS,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGABRT,
-    signal.SIGTRAP,
-    signal.SIGSYS,
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -124,68 +115,6 @@ def guard(zygote_pid: int, application_fd: int) -> int:
     system.kill_all_children(os.getpid(), time.monotonic() + END_SECONDS)
     code = os.waitstatus_to_exitcode(status) if ended else 0
     return code if code >= 0 else 128 - code
-
-
-def close_strangers(control_fd: int) -> None:
-    """
-    Close every descriptor that this process did not ask for, and let none of its own pass an exec.
-    """
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd != control_fd:
-            try:
-                os.close(fd)
-            except OSError:
-                continue  # the one that listed the others
-    for fd in (0, 1, 2, control_fd):
-        os.set_inheritable(fd, False)
-
-
-def take_no_signals() -> None:
-    """
-    Survive what is sent to everybody (Ctrl-C, hang-up, a container's SIGTERM): our end is the application's.
-
-    Handlers that do nothing, not SIG_IGN: exec gives the children back the default action. What the application
-    ignores is told with each request; at the start nothing is.
-    """
-    for number in range(1, signal.SIGRTMIN):
-        if (
-            number in (signal.SIGKILL, signal.SIGSTOP)
-            or number in _REAL_CRASHES
-            or number not in signal.valid_signals()
-        ):
-            continue
-        ends_us = number not in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
-        signal.signal(number, do_nothing if ends_us else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def do_nothing(_number: int, _frame: object) -> None:
-    """
-    The handler of every signal that shall not end us.
-    """
-
-
-def raise_descriptor_limit() -> None:
-    """
-    Two descriptors a running child: take all that the hard limit gives; each child gets the application's own limit.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def name_this(name: str) -> None:
-    """
-    The name that ps and top show; source: proc_pid_comm(5).
-    """
-    try:
-        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:  # a /proc mounted read-only
-        return
-    try:
-        os.write(fd, name.encode())
-    finally:
-        os.close(fd)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,27 @@ def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
 ) -> None:
     """
     In the forked child: set everything up, then exec. Comes back only by an exception.
+    """
+    candidates = settle(lender, request, ambient, fds, pairs, env, group)
+    if system.armed:
+        system.failpoint("child.before_exec")
+    try:
+        try_each(candidates, lambda path: os.execve(path, request[1], env))
+    except OSError as error:
+        raise LaunchError("exec", error.errno or errno.EIO) from None
+
+
+def settle(  # noqa: PLR0917 - as above
+    lender: lend.Lender,
+    request: "tuple[Any, ...]",
+    ambient: "tuple[Any, ...]",
+    fds: list[int],
+    pairs: list[tuple[int, int]],
+    env: dict[bytes, bytes],
+    group: int | None,
+) -> list[bytes]:
+    """
+    In the forked child: all but the exec; returns the files that may be the program.
 
     The order is the kernel's wish: session and group first (they need no right), limits, nice and CPU set while the
     rights are still there, then groups, gid, uid; the death signal behind them, because a change of uid clears it; the
@@ -61,12 +82,7 @@ def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
     for source, number in pairs:
         os.dup2(source, number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if system.armed:
-        system.failpoint("child.before_exec")
-    try:
-        try_each(candidates, lambda path: os.execve(path, request[1], env))
-    except OSError as error:
-        raise LaunchError("exec", error.errno or errno.EIO) from None
+    return candidates
 
 
 def reset_signals(ignored: tuple[int, ...]) -> None:

@@ -178,18 +178,35 @@ class Launcher:
             os.close(report_w)
             raise LaunchError("fork", error.errno or errno.EIO) from None
         if pid == 0:
+            os.close(report_r)
             try:
-                become(self.lender, request, ambient, fds, pairs, env, group)
+                self.in_child(report_w, request, ambient, fds, pairs, env, group)
             except LaunchError as error:
                 os.write(report_w, report(error))
-            except BaseException as error:  # noqa: BLE001 - what nobody foresaw is told as well, not an exit code 127
+                os._exit(127)
+            except Exception as error:  # noqa: BLE001 - what nobody foresaw is told as well, not an exit code 127
                 os.write(report_w, report(LaunchError("fork", getattr(error, "errno", None) or errno.EPROTO)))
-            finally:
                 os._exit(127)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(report_w)
         os.set_blocking(report_r, False)
         return pid, report_r
+
+    def in_child(  # noqa: PLR0917 - what the server knew at the fork, one by one
+        self,
+        report_w: int,
+        request: "tuple[Any, ...]",
+        ambient: "tuple[Any, ...]",
+        fds: list[int],
+        pairs: list[tuple[int, int]],
+        env: dict[bytes, bytes],
+        group: int | None,
+    ) -> None:
+        """
+        What the forked child does; it comes back only by an exception. The exec closes *report_w*.
+        """
+        del report_w
+        become(self.lender, request, ambient, fds, pairs, env, group)
 
 
 def report_pipe(above: int) -> tuple[int, int]:

@@ -168,7 +168,7 @@ class Server(Loop):
             elif message[0] == wire.CENSUS:
                 self.answer((wire.COUNTED, self.statistics()))
             else:
-                self.answer((wire.REFUSED, f"kind {message[0]} does not belong on the control socket"))
+                self.on_other(message)
         except BlockingIOError:
             return
         except channel.NoRoom:
@@ -177,6 +177,12 @@ class Server(Loop):
             self.answer((wire.REFUSED, str(refusal)))
         finally:
             channel.close_all(fds)
+
+    def on_other(self, message: "tuple[Any, ...]") -> None:
+        """
+        A message that only a template understands.
+        """
+        self.answer((wire.REFUSED, f"kind {message[0]} does not belong on the control socket"))
 
     def on_application_end(self, _subject: object, _events: int) -> None:
         """

@@ -183,6 +183,10 @@ FAILPOINTS = (
     "zygote.before_started", "zygote.after_started", "zygote.before_exited", "zygote.after_exited",
     "zygote.before_reap", "zygote.after_reap", "child.before_setup", "child.before_exec",
 )  # fmt: skip
+WORKER_FAILPOINTS = (
+    "worker.before_ready", "worker.after_ready", "worker.got_tasks", "worker.before_run", "worker.after_run",
+    "worker.before_flush", "worker.after_flush", "worker.before_exit",
+)  # fmt: skip
 CLIENT_FAILPOINTS = ("client.before_send", "client.after_send", "client.before_recv", "client.after_recv")
 armed: dict[str, tuple[str, int]] = {}  # empty: callers do not even call
 _passages: dict[str, int] = {}
@@ -200,7 +204,7 @@ def arm_failpoints(text: str, points: tuple[str, ...] = FAILPOINTS) -> None:
         action, _, passage = action.partition("#")
         if name in points:
             armed[name] = (action, int(passage or 0))
-        elif name not in FAILPOINTS + CLIENT_FAILPOINTS:
+        elif name not in FAILPOINTS + WORKER_FAILPOINTS + CLIENT_FAILPOINTS:
             raise ValueError(f"no failpoint {name!r}")
 
 

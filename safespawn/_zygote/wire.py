@@ -39,6 +39,7 @@ CENSUS = 2  # on the control socket: how are you?
 SPAWN = 3  # start this command
 KILL = 4  # signal the child, or the whole of its tree
 RELEASE = 5  # the exit has been seen: reap it
+LOAD_MAIN = 6  # to a template, on the control socket: load the application's __main__
 
 # --- kinds: zygote to application ------------------------------------------------------------------------------------
 HELLO = 65  # once, with the first connections
@@ -49,6 +50,7 @@ FAILED = 69  # the child never ran: stage and errno
 EXITED = 70  # raw wait status; with the resources used when it has been reaped already
 RELEASED = 71  # reaped; the resources used
 SWEPT = 72  # the rest of an ended child's tree has been killed
+LOADED = 74  # __main__ is loaded, and there still is one thread
 REFUSED = 73  # a well-formed message that this connection must not send now, and why
 
 # --- standard streams of a child -------------------------------------------------------------------------------------
@@ -152,6 +154,7 @@ SHAPES: "dict[int, tuple[Any, ...]]" = {
     ),
     KILL: (int, bool),  # signal, whole tree
     RELEASE: (),
+    LOAD_MAIN: (),
     HELLO: (int, str, int, int, int, dict),  # protocol, version of Python, zygote pid, warden pid, connections, facts
     CONNECTED: (),
     COUNTED: (dict,),
@@ -159,6 +162,7 @@ SHAPES: "dict[int, tuple[Any, ...]]" = {
     FAILED: (str, int, _MAYBE_BYTES),  # stage, errno, name
     EXITED: (int, int, _MAYBE_TUPLE),  # pid, raw wait status, resources
     RELEASED: (_MAYBE_TUPLE,),
+    LOADED: (),
     SWEPT: (int,),  # processes killed
     REFUSED: (str,),
 }  # fmt: skip

@@ -62,6 +62,7 @@ FIELDS = {
     ),
     wire.KILL: (integers, st.booleans()),
     wire.RELEASE: (),
+    wire.LOAD_MAIN: (),
     wire.HELLO: (integers, st.text(max_size=20), integers, integers, integers, facts),
     wire.CONNECTED: (),
     wire.COUNTED: (facts,),
@@ -69,6 +70,7 @@ FIELDS = {
     wire.FAILED: (st.text(max_size=12), integers, optional_bytes),
     wire.EXITED: (integers, integers, usages),
     wire.RELEASED: (usages,),
+    wire.LOADED: (),
     wire.SWEPT: (integers,),
     wire.REFUSED: (st.text(max_size=40),),
 }

@@ -1,0 +1,936 @@
+"""
+The engine of a pool: its workers, what they are sent, and what becomes of them.
+
+Everything that waits is done by one pump, in a thread (`Pool`) or in a task (`AsyncPool`). Whoever submits a task sends
+it to an idle worker himself, so a task costs no wake-up of the pump; the pump takes the results and keeps the workers
+supplied. Decisions are made by `_core.dispatch` under a short lock; what comes of them is done after it.
+
+A worker's death is told by its lifeline, never guessed from its socket. Then, in this order: what lies unread in its
+socket is taken, the results that it had written down but not sent, the task that it ran fails with what is known, those
+that it had not begun go to other workers, and the seat gets a new worker.
+
+Runs in: application.
+"""
+
+import copy
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from safespawn._core import dispatch
+from safespawn._core.dispatch import BUSY, LENT, STARTING, Dispatcher, Seat, Source, Task
+from safespawn._core.flow import Flow
+from safespawn._drive import doom, fate, inbox, muster
+from safespawn._drive.interrupts import hold
+from safespawn._drive.ledger import Ledger
+from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
+from safespawn._drive.pump import Pump
+from safespawn._drive.tempo import Tempo
+from safespawn._worker import current
+from safespawn._worker import journal as cells
+from safespawn._worker.arena import Arena
+from safespawn._worker.messages import (
+    BIG_TASK,
+    CREDIT,
+    INLINE_BYTES,
+    RELEASED,
+    STREAM,
+    TASKS,
+)
+from safespawn.errors import BrokenError, ForeignCopy
+
+_crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
+_hooked: list[int] = []
+
+
+BRISK_SECONDS = 0.0001  # a task that takes less is waited for awake
+
+
+class Crew:
+    """
+    The workers of one pool.
+    """
+
+    def __init__(self, engine: Any, config: CrewConfig) -> None:
+        self.engine = engine
+        self.config = config
+        self.pid: int = os.getpid()
+        self.lock: threading.RLock = threading.RLock()
+        self.dispatcher: Dispatcher = Dispatcher(config.size)
+        self.pump: Pump = Pump(self._on_trouble)
+        self.arena: Arena = Arena()
+        self.tempo: Tempo = Tempo()
+        self._ledgers: list[Ledger] = []
+        self.posts: set[Post] = set()
+        self.spares: list[Post] = []
+        self.closing: bool = False  # no new tasks
+        self.terminating: bool = False
+        self.started: bool = False
+        self.broken: BaseException | None = None
+        self.thread = 0  # that of the pump, if it has one of its own
+        self.inputs: dict[object, Any] = {}  # iterators whose tasks are not all there yet, by weak references
+        self.ended: threading.Event = threading.Event()
+        self.on_ended: list[Callable[[], object]] = []
+        self.events: deque[PoolEvent] = deque(maxlen=1000)
+        self.completed = 0
+        self.counts: dict[str, int] = {
+            "failed": 0, "died": 0, "timed_out": 0, "cancelled": 0, "retried": 0,
+            "started": 0, "recycled": 0,
+        }  # fmt: skip
+        self.seconds: dict[str, float] = {"queued": 0.0, "running": 0.0, "pickling": 0.0}
+        self.template: Any = None  # the one that the workers come from
+        self.main_wanted: bool = False
+        self.main_refused: bool = False
+        self.main_tries: int = 0
+        self.boot_failures: int = 0  # of the template, in a row
+        self.booting = True  # until the first template is there
+        self.failures = 0
+        self.oom_kills: int | None = None  # in this control group, as last seen
+        self.crashes: deque[float] = deque()
+        self._last_death = ""
+        _crews.add(self)
+        if not _hooked:
+            _hooked.append(self.pid)
+            os.register_at_fork(after_in_child=_forget_in_copy)
+
+    # --- from the faces, any thread ----------------------------------------------------------------------------------
+    def check(self) -> None:
+        """
+        Whether a task may be submitted.
+
+        Raises:
+            PoolClosed, ForeignCopy, BrokenError: No.
+        """
+        if self.pid != os.getpid():
+            raise ForeignCopy(f"pool {self.config.name!r}", owner_pid=self.pid, pid=os.getpid())
+        if self.broken is not None:
+            raise copy.copy(self.broken) from self.broken.__cause__
+        if self.closing:
+            from safespawn.pool_errors import PoolClosed
+
+            raise PoolClosed(f"pool {self.config.name!r}")
+
+    def warm(self) -> None:
+        """
+        Have the template started: the workers come with the first task.
+        """
+        self.pump.call_soon(functools.partial(muster.boot, self))
+
+    def start(self, *, main: bool) -> None:
+        """
+        Have the workers started, if that was not done before. *main*: something of `__main__` will be needed.
+        """
+        if main:
+            self.main_wanted = True
+        if not self.started:
+            self.check_import()
+            self.started = True
+            self.pump.call_soon(functools.partial(muster.begin, self))
+
+    def check_import(self) -> None:
+        """
+        Whether this pool may have its first task here.
+
+        Raises:
+            MainReentered: A module uses it as it is imported for a worker's task. The pool's workers would import it as
+                well, and theirs, without end.
+        """
+        if not current.unpacking or threading.get_ident() != threading.main_thread().ident:
+            return
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != "<module>":
+            frame = frame.f_back
+        if frame is None:
+            return  # what unpickles uses a pool without an import
+        from safespawn.pool_errors import MainReentered
+
+        raise MainReentered(
+            f"pool {self.config.name!r}", filename=frame.f_code.co_filename, lineno=frame.f_lineno,
+            module=str(frame.f_globals.get("__name__", "")),
+        )  # fmt: skip
+
+    def check_wait(self) -> None:
+        """
+        Whether this thread can wait for a task.
+
+        Raises:
+            ForeignCopy, WaitInCallback: It would wait for ever.
+        """
+        if self.pid != os.getpid():
+            raise ForeignCopy(f"pool {self.config.name!r}", owner_pid=self.pid, pid=os.getpid())
+        if self.thread == threading.get_ident():
+            from safespawn.pool_errors import WaitInCallback
+
+            raise WaitInCallback(f"pool {self.config.name!r}")
+
+    def submit(self, task: Task, *, late: bool = False) -> None:
+        """
+        A new task; an idle worker gets it at once. *late*: it belongs to an input that was opened before `close`.
+        Ctrl-C comes before or after: a worker that was picked would be lost in between.
+        """
+        if (self.closing and not late) or self.broken is not None or self.pid != os.getpid():
+            self.check()
+        if not self.started:
+            self.check_import()
+        with hold():
+            self._submit(task, late=late)
+
+    def _submit(self, task: Task, *, late: bool) -> None:
+        now = time.monotonic()
+        idle = False
+        seat: Seat | None = None
+        post: Post | None = None
+        with self.lock:
+            closed = self.terminating or (self.closing and not late)  # meanwhile
+            if not closed:
+                dispatcher = self.dispatcher
+                idle = bool(dispatcher.idle)
+                if idle and not dispatcher.waiting and task.key is None:  # nobody is before it
+                    seat = dispatcher.idle.pop()
+                    seat.state = BUSY
+                    task.id = dispatcher.number()
+                    task.submitted = now
+                    dispatcher.unfinished += 1
+                    dispatcher.send(seat, [task], dispatcher.expected(task), now)
+                    post = seat.worker
+                else:
+                    dispatcher.submit(task, now)
+        if closed:
+            self.check()
+        if seat is not None and post is not None:
+            self._carry_out(seat, post, [task])
+            return
+        if not self.started:
+            self.start(main=muster.is_main(task.function))
+        elif idle:
+            self.supply_idle()
+
+    def submit_many(self, tasks: list[Task], *, late: bool = False) -> None:
+        """
+        New tasks, of one function: all, or with an exception none.
+        """
+        if not late:
+            self.check()
+        if not self.started:
+            self.check_import()
+        now = time.monotonic()
+        with hold():
+            with self.lock:
+                closed = self.terminating or (self.closing and not late)
+                if not closed:
+                    for task in tasks:
+                        self.dispatcher.submit(task, now)
+            if closed:
+                self.check()
+            if not self.started:
+                self.start(main=muster.is_main(tasks[0].function))
+            else:
+                self.supply_idle()
+
+    def open_input(self, key: object, reader: Any) -> None:
+        """
+        An iterator makes tasks as its results are read: until it has made the last one, or is forgotten, the pool is
+        not through.
+
+        Args:
+            key: For `close_input`.
+            reader: A weak reference to it.
+        """
+        self.check()
+        with hold(), self.lock:
+            self.dispatcher.unfinished += 1
+            self.inputs[key] = reader
+
+    def close_input(self, key: object, *, forgotten: bool = False) -> None:
+        """
+        It makes no more. *forgotten*: nor does anybody read what it has made.
+        """
+        with hold(), self.lock:  # Ctrl-C between the two would leave one that is never through
+            if self.inputs.pop(key, None) is not None:
+                self.dispatcher.unfinished -= 1
+            queued = self.dispatcher.queued() if forgotten else ()
+        for task in queued:
+            if getattr(task.sink, "is_forgotten", False):
+                self.cancel(task, running=False)
+        self.maybe_over()
+
+    def end_streams(self) -> None:
+        """
+        Nobody will read the rest of the generators that run or wait.
+        """
+        with self.lock:
+            tasks = [task for seat in self.dispatcher.seats for task in seat.tasks.values()] + self.dispatcher.queued()
+        for task in tasks:
+            if task.mode == STREAM:
+                self.cancel(task, running=True)
+
+    def add_source(self, source: Source) -> None:
+        """
+        A new source of tasks.
+        """
+        self.check()
+        if not self.started:
+            self.check_import()
+        with hold():
+            with self.lock:
+                closed = self.closing or self.terminating
+                if not closed:
+                    self.dispatcher.add_source(source)
+                    self.dispatcher.unfinished += 1
+            if closed:
+                self.check()
+            if not self.started:
+                self.start(main=muster.is_main(getattr(source, "function", None)))
+            else:
+                self.supply_idle()
+
+    def drop_source(self, source: Source) -> None:
+        """
+        Nobody wants what it makes, nor what it has made.
+        """
+        with hold(), self.lock:
+            self.dispatcher.remove_source(source)
+            if not source.counted_out:
+                source.counted_out = True
+                self.dispatcher.unfinished -= 1
+            sent = [task for seat in self.dispatcher.seats for task in seat.tasks.values()]
+        for task in sent:
+            if getattr(task.sink, "job", None) is source:
+                self.cancel(task, running=True)
+        self.maybe_over()
+
+    def supply_idle(self) -> None:
+        """
+        Give what waits to the idle workers.
+        """
+        while True:
+            with self.lock:
+                seat = self._seat_for_next()
+                if seat is None:
+                    return
+                found = self.dispatcher.pick(seat, time.monotonic())
+                if found is None:
+                    self.dispatcher.rest(seat)
+                    return
+                post = seat.worker
+            self._carry_out(seat, post, found)
+
+    def _seat_for_next(self) -> Seat | None:
+        """
+        An idle seat for which there is something, taken out of the idle ones.
+        """
+        dispatcher = self.dispatcher
+        if not dispatcher.waiting:
+            return None
+        idle = dispatcher.idle
+        shared = any(dispatcher.queues[level] for level in dispatcher.levels)
+        for at in range(len(idle) - 1, -1, -1):
+            if shared or idle[at].own:
+                seat = idle.pop(at)
+                seat.state = BUSY
+                return seat
+        return None
+
+    def supply(self, post: Post) -> None:
+        """
+        Give a busy or just idle worker what waits for it.
+        """
+        while True:
+            with self.lock:
+                seat = post.seat
+                if seat is None or seat.state is not BUSY:
+                    return
+                max_tasks = self.config.max_tasks
+                if max_tasks is not None and (seat.tasks or seat.finished >= max_tasks):
+                    found = None  # one at a time, so that the count is exact
+                else:
+                    found = self.dispatcher.pick(seat, time.monotonic())
+                if found is None:
+                    if seat.tasks:
+                        return
+                    if max_tasks is not None and seat.finished >= max_tasks:
+                        self.dispatcher.leave(seat)
+                        recycle = True
+                    else:
+                        self.dispatcher.rest(seat)
+                        return
+                else:
+                    recycle = False
+            if recycle or found is None:
+                self.pump.call_soon(functools.partial(fate.recycle, self, post, "max_tasks"))
+                return
+            self._carry_out(seat, post, found)
+
+    def _carry_out(self, seat: Seat, post: Post, found: "list[Task] | Source") -> None:
+        """
+        Send what was picked.
+        """
+        if type(found) is not list:
+            source: Any = found
+            expected = self.dispatcher.paces.get(source.function)
+            try:
+                task = source.draw(expected, 2 * len(self.dispatcher.seats))
+            except BaseException as error:  # noqa: BLE001 - the user's iterator, or an item that cannot be pickled
+                source.fail(error)
+                task = None
+            with self.lock:
+                here = seat.worker is post and seat.state is BUSY  # making the task may have taken its time
+                if task is None:
+                    self.dispatcher.remove_source(source)
+                    if not source.counted_out:
+                        source.counted_out = True
+                        self.dispatcher.unfinished -= 1
+                    if here and not seat.tasks:
+                        self.dispatcher.rest(seat)
+                else:
+                    task.id = self.dispatcher.number()
+                    task.submitted = time.monotonic()
+                    self.dispatcher.unfinished += 1
+                    if here:
+                        self.dispatcher.send(seat, [task], self.dispatcher.expected(task), task.submitted)
+                    else:
+                        self.dispatcher.enqueue(task, first=True)
+            if not here and self.terminating:
+                self.fail_all(self.end_error)
+                return
+            if task is None or not here:
+                self.maybe_over()
+                self.supply_idle()
+                return
+            batch = [task]
+        else:
+            batch = found
+        try:
+            self.send(post, batch)
+        except BlockingIOError:  # it does not read: nothing is lost, the tasks go back
+            with self.lock:
+                for task in reversed(batch):
+                    if seat.tasks.pop(task.id, None) is not None:
+                        self.dispatcher.enqueue(task, first=True)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # its death will be told by the lifeline, with these tasks on it
+        except OSError as error:
+            from safespawn.pool_errors import PayloadLost
+
+            with self.lock:
+                for task in batch:
+                    if seat.tasks.pop(task.id, None) is not None:
+                        self.dispatcher.over(task)
+                if not seat.tasks and seat.state is BUSY:
+                    self.dispatcher.rest(seat)
+            for task in batch:
+                inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
+
+    def send(self, post: Post, batch: list[Task]) -> None:
+        """
+        Send *batch* to the worker in one message; with it, the segments of its own that are free again.
+        """
+        worker = post.worker
+        if worker.freed:
+            freed, worker.freed[:] = worker.freed[:], []
+            worker.send(RELEASED, freed)
+        first = batch[0]
+        if first.parts or len(first.payload) > INLINE_BYTES:
+            segment = self.arena.place([first.payload, *(first.parts or ())])
+            try:
+                post.segments.add(segment.number)
+                where = (segment.number, segment.size, segment.spans)
+                worker.send(BIG_TASK, (first.id, first.mode, where), segment.fd)
+            except BaseException:
+                self.arena.sent(segment)
+                post.segments.discard(segment.number)
+                self.arena.released([segment.number])
+                raise
+            self.arena.sent(segment)
+        else:
+            worker.send(TASKS, [(task.id, task.mode, task.payload) for task in batch])
+        for task in batch:
+            if task.timeout is not None:
+                self.pump.call_soon(functools.partial(doom.limit, self, post, task.sent + task.timeout))
+
+    # --- a caller's own exchange with a worker -----------------------------------------------------------------------
+    def lend(self, task: Task) -> Post | None:
+        """
+        An idle worker for *task*, to which the caller talks directly; None when none is idle, or others wait.
+        """
+        now = time.monotonic()
+        task.thread = threading.get_ident()
+        with self.lock:
+            dispatcher = self.dispatcher
+            if not dispatcher.idle or dispatcher.waiting or self.closing or self.terminating or task.key is not None:
+                return None
+            # The handler of a signal may raise after any call: there is none until all is written down.
+            task.id = dispatcher.submitted = dispatcher.submitted + 1
+            task.seat = seat = dispatcher.idle[-1]
+            seat.state = LENT
+            seat.lender = task
+            seat.tasks[task.id] = task
+            task.state = dispatch.SENT
+            task.submitted = task.sent = now
+            dispatcher.unfinished += 1
+            dispatcher.idle.pop()
+            post: Post = seat.worker
+        self.unwatch_socket(post)
+        return post
+
+    def reclaim(self, task: Task) -> None:
+        """
+        The caller of *task* has been interrupted, wherever that was: if it still has a worker, the pump takes it over.
+        """
+        seat = task.seat
+        if seat is not None and seat.state is LENT and seat.lender is task:
+            post = seat.worker
+            self._hand_over(post)
+            self.pump.call_soon(functools.partial(self.supply, post))
+
+    def can_wait_for_end(self) -> bool:
+        """
+        Whether this thread can wait until the workers are gone. In the handler of a signal it may have interrupted
+        itself with the lock in its hands. A worker that it was lent is taken over.
+        """
+        for seat in self.dispatcher.seats:
+            task = seat.lender
+            if seat.state is LENT and task is not None and task.thread == threading.get_ident():
+                self.reclaim(task)
+        return not self.lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - what Condition uses
+
+    def exchange(self, post: Post, task: Task, held: Any = None) -> bool:
+        """
+        Send *task* and wait for its end, in this thread. Says whether it came to one here: if not, the pump goes on
+        with it, and delivers. Ctrl-C comes while it waits, if it is *held* (`interrupts`), and not while it receives.
+        """
+        try:
+            self.send(post, [task])
+            pace = self.dispatcher.paces.get(task.function)
+            worker = post.worker
+            brisk = task.sent - worker.last_words < BRISK_SECONDS and pace is not None and pace.average < BRISK_SECONDS
+            awake = brisk and self.tempo.awake
+            if worker.journal is not None and worker.awake is not self.tempo.awake:
+                worker.journal.cells[cells.AWAKE] = worker.awake = self.tempo.awake
+            while True:
+                found = worker.quick_words() if awake else None
+                if found is None:
+                    if held is not None:
+                        held.wait(post.worker.await_words, None)
+                    found = post.worker.receive(0)
+                data, fd = found
+                if not data:
+                    break
+                results = inbox.take(self, post, data, fd)
+                if results is not None:
+                    worker.last_words = time.monotonic()
+                    if brisk:
+                        self.tempo.note(worker.last_words - task.sent)
+                    self._give_back(post)
+                    for each, outcome, payload, views in results:
+                        inbox.deliver(self, each, outcome, payload, views)
+                    return True
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        except BaseException as error:
+            self._hand_over(post)
+            if isinstance(error, OSError):
+                self._fail_sent(post, task, error)
+                return True
+            self.pump.call_soon(functools.partial(doom.doom_task, self, post, task, Doom("cancel")))
+            raise
+        self._hand_over(post)
+        return False
+
+    def _fail_sent(self, post: Post, task: Task, error: OSError) -> None:
+        from safespawn.pool_errors import PayloadLost
+
+        with self.lock:
+            seat = post.seat
+            if seat is not None and seat.tasks.pop(task.id, None) is not None:
+                self.dispatcher.over(task)
+                if seat.state is BUSY and not seat.tasks:
+                    self.dispatcher.rest(seat)
+        inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
+
+    def _give_back(self, post: Post) -> None:
+        with self.lock:
+            seat = post.seat
+            if seat is not None and seat.state is LENT:
+                seat.state = BUSY
+                seat.lender = None  # it would keep the result
+        self.watch_socket(post)
+        self.supply(post)
+        if self.closing:
+            self.maybe_over()
+        if post.ended:
+            self.pump.call_soon(functools.partial(self.bury_if_dead, post))
+
+    def _hand_over(self, post: Post) -> None:
+        with self.lock:
+            seat = post.seat
+            if seat is not None and seat.state is LENT:
+                seat.state = BUSY
+                seat.lender = None  # it would keep the result
+        self.watch_socket(post)
+        self.pump.call_soon(functools.partial(self.bury_if_dead, post))
+
+    def bury_if_dead(self, post: Post) -> None:
+        """
+        See to a worker that ended while its seat was lent: its caller has handed it over.
+        """
+        if post.ended and post in self.posts:
+            fate.settle(self, post)
+
+    def watch_socket(self, post: Post) -> None:
+        """
+        Have the pump read the worker's results.
+        """
+        socket = post.worker.socket
+        if socket is not None and not post.watched and not post.eof:
+            post.watched = True
+            try:
+                self.pump.watch(socket.fileno(), functools.partial(inbox.on_socket, self, post))
+            except (OSError, ValueError):
+                post.watched = False
+
+    def unwatch_socket(self, post: Post) -> None:
+        """
+        The pump no longer reads the worker's results.
+        """
+        socket = post.worker.socket
+        if socket is not None and post.watched:
+            post.watched = False
+            self.pump.unwatch(socket.fileno())
+
+    # --- cancelling --------------------------------------------------------------------------------------------------
+    def cancel(self, task: Task, *, running: bool) -> bool:
+        """
+        Take *task* back: out of the queue, or with *running* out of the worker's hands. Says whether it will not be
+        delivered in the usual way.
+        """
+        if self.pid != os.getpid():
+            return False
+        seat: Seat | None = None
+        done = False
+        with hold(), self.lock:
+            done = self.dispatcher.cancel(task)
+            if done:
+                self.counts["cancelled"] += 1
+            else:
+                seat = next((seat for seat in self.dispatcher.seats if task.id in seat.tasks), None)
+        if done:
+            from safespawn.pool_errors import TaskCancelled
+
+            task.sink.fail(task, TaskCancelled(task=task.label, task_id=task.id))
+            self.maybe_over()
+            return True
+        if not running or seat is None or seat.worker is None or task.state is not dispatch.SENT:
+            return False
+        self.pump.call_soon(functools.partial(doom.doom_task, self, seat.worker, task, Doom("cancel")))
+        return True
+
+    def cancel_queued(self) -> None:
+        """
+        Take back everything that no worker has.
+        """
+        from safespawn.pool_errors import TaskCancelled
+
+        tasks, sources = self._drain()
+        self.counts["cancelled"] += len(tasks)
+        for source in sources:
+            source.fail(TaskCancelled(task=dispatch.describe(source.function)))
+        for task in tasks:
+            inbox.fail(self, task, TaskCancelled(task=task.label, task_id=task.id))
+        self.maybe_over()
+
+    def _drain(self, *, sent: bool = False) -> tuple[list[Task], list[Any]]:
+        """
+        Take the tasks and the sources out of the queues; with *sent* the tasks of the workers as well.
+        """
+        with self.lock:
+            entries = self.dispatcher.drain()
+            tasks = [entry for entry in entries if type(entry) is Task]
+            sources = [entry for entry in entries if type(entry) is not Task]
+            for seat in self.dispatcher.seats if sent else ():
+                if seat.state is not LENT:
+                    tasks += seat.tasks.values()
+                    seat.tasks = {}
+            for task in tasks:
+                self.dispatcher.over(task)
+            for source in sources:
+                if not source.counted_out:
+                    source.counted_out = True
+                    self.dispatcher.unfinished -= 1
+        return tasks, sources
+
+    # --- the end, from any thread ------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """
+        No more tasks; the workers go when all is done.
+        """
+        with self.lock:
+            self.closing = True
+        self.pump.call_soon(self.check_end)
+
+    def terminate(self) -> None:
+        """
+        End everything now.
+        """
+        with self.lock:
+            self.closing = True
+        self.pump.call_soon(self._terminate)
+
+    # --- the pump: starting ------------------------------------------------------------------------------------------
+
+    # --- the pump: what workers say ----------------------------------------------------------------------------------
+
+    # --- the pump: death ---------------------------------------------------------------------------------------------
+
+    # --- the pump: ending a task -------------------------------------------------------------------------------------
+
+    # --- the pump: leaving -------------------------------------------------------------------------------------------
+
+    def maybe_over(self) -> None:
+        """
+        After close, when no task is left: have the pump look whether this is the end.
+        """
+        if self.closing and not self.dispatcher.unfinished:
+            self.pump.call_soon(self.check_end)
+
+    def check_end(self) -> None:
+        """
+        After close: the workers go when all is done; the pump when they have gone.
+        """
+        if not self.closing:
+            return
+        if self.terminating or not self.dispatcher.unfinished or not self.started:
+            for post in list(self.posts):
+                seat = post.seat
+                if seat is not None and seat.state is LENT:
+                    continue
+                fate.retire(self, post)
+            starting = any(seat.state is STARTING for seat in self.dispatcher.seats)
+            if not self.posts and not starting and not self.booting:
+                self._finished()
+
+    def end_error(self) -> BaseException:
+        """
+        What a task gets that comes too late, or was under way when the pool ended.
+        """
+        if self.broken is not None:
+            error = copy.copy(self.broken)
+            error.__cause__ = self.broken.__cause__
+            return error
+        from safespawn.pool_errors import PoolClosed
+
+        return PoolClosed(f"pool {self.config.name!r}")
+
+    def _terminate(self) -> None:
+        with self.lock:
+            self.terminating = True
+        self.fail_all(self.end_error)
+        for post in list(self.posts):
+            if post.stopping:
+                if post.worker.child.status is None and not post.ended:
+                    post.worker.signal(signal.SIGKILL, whole=post.worker.orphan_fd < 0)
+                continue
+            post.stopping = True
+            fate.kill(
+                self, post, fate.TERM_SECONDS if post.seat is not None and post.seat.state in (BUSY, LENT) else 0.0
+            )
+        self.check_end()
+
+    def fail_all(self, make: Callable[[], BaseException]) -> None:
+        """
+        Every task that is queued or runs has no result.
+        """
+        tasks, sources = self._drain(sent=True)
+        for source in sources:
+            source.fail(make())
+        for task in tasks:
+            inbox.fail(self, task, make())
+
+    def break_down(self, error: BaseException) -> None:
+        """
+        The pool cannot go on.
+        """
+        if self.broken is None:
+            self.broken = error
+            self.note_event("broken", None, str(error))
+        with self.lock:
+            self.terminating = True
+        self.fail_all(self.end_error)
+        for post in list(self.posts):
+            if not post.stopping:
+                post.stopping = True
+                fate.kill(self, post, 0.0)
+        if self.closing:
+            self.check_end()
+
+    def _on_trouble(self, error: BaseException) -> None:
+        """
+        A bug of ours, or no memory left: nobody shall wait for ever.
+        """
+        inbox.report(error)
+        if self.pump.stopped:
+            return
+        trouble = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
+        trouble.__cause__ = error
+        self.break_down(trouble)
+
+    def _finished(self) -> None:
+        if self.ended.is_set():
+            return
+        self.pump.stopped = True
+        self.arena.close()
+        self.ended.set()
+        for action in self.on_ended:
+            action()
+
+    def lose_pump(self, error: BaseException) -> None:
+        """
+        The pump cannot go on: nobody shall wait for it.
+        """
+        inbox.report(error)
+        broken = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
+        broken.__cause__ = error
+        self.broken = self.broken or broken
+        with self.lock:
+            self.closing = self.terminating = True
+            lent = [seat for seat in self.dispatcher.seats if seat.state is LENT]
+            for seat in lent:
+                seat.state = BUSY  # its caller, who reads the socket, is woken, and finds that it has failed
+        self.fail_all(self.end_error)
+        for post in list(self.posts):
+            post.worker.shut()
+
+    def release(self) -> None:
+        """
+        After the pump has ended: let go of its descriptors.
+        """
+        for post in list(self.posts):  # it ended early: closing the lifelines ends them
+            post.worker.child.connection.zygote.discard(post.worker.child.connection)
+            post.worker.close()
+        self.posts.clear()
+        for ledger in self._ledgers:
+            ledger.close()
+        if self.config.inheritance is not None:
+            self.config.inheritance.close()
+            self.config.inheritance = None
+        self.pump.close()
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+    def note_event(self, kind: str, post: Post | None, detail: str) -> None:
+        """
+        Keep an event for the statistics, and tell `on_event`.
+        """
+        index = -1 if post is None or post.seat is None else post.seat.index
+        event = PoolEvent(kind, index, 0 if post is None else post.worker.pid, time.time(), detail)
+        self.events.append(event)
+        if self.config.on_event is not None:
+            try:
+                self.config.on_event(event)
+            except BaseException as error:  # noqa: BLE001 - as any callback
+                inbox.report(error)
+
+    def statistics(self) -> dict[str, Any]:
+        """
+        Figures.
+        """
+        now = time.monotonic()
+        workers = []
+        with self.lock:
+            for seat in self.dispatcher.seats:
+                post = seat.worker
+                journal = None if post is None else post.worker.journal
+                running = 0 if journal is None else journal.cells[cells.RUNNING]
+                task = seat.tasks.get(running)
+                workers.append(
+                    {
+                        "index": seat.index,
+                        "pid": None if post is None else post.worker.pid,
+                        "state": seat.state,
+                        "finished": seat.finished,
+                        "task": None if task is None else task.label,
+                        "seconds": None if task is None or journal is None
+                        else round(max(0.0, now - journal.cells[cells.SINCE_NS] * 1e-9), 6),
+                    }
+                )  # fmt: skip
+            figures: dict[str, Any] = {
+                "name": self.config.name,
+                "size": len(self.dispatcher.seats),
+                "submitted": self.dispatcher.submitted,
+                "waiting": self.dispatcher.waiting,
+                "unfinished": self.dispatcher.unfinished,
+                "completed": self.completed,
+                **self.counts,
+                **{f"{name}_seconds": round(value, 6) for name, value in self.seconds.items()},
+                "spares": len(self.spares),
+                "workers": workers,
+            }
+        figures["arena"] = self.arena.statistics()
+        return figures
+
+    def resize(self, size: int) -> None:
+        """
+        Another number of workers. Only where the pump runs.
+        """
+        muster.resize(self, size)
+
+    def stacks_flow(self) -> Flow[dict[int, str]]:
+        """
+        What each worker runs now, by index.
+        """
+        return doom.stacks_flow(self)
+
+    def credit(self, task: Task, count: int) -> None:
+        """
+        Let a streaming task send *count* items more.
+        """
+        with self.lock:
+            seat = next((seat for seat in self.dispatcher.seats if task.id in seat.tasks), None)
+            post = None if seat is None else seat.worker
+        if post is not None:
+            try:
+                post.worker.send(CREDIT, count)
+            except OSError:
+                return  # it has died, or reads nothing: told elsewhere
+
+    def ledger(self) -> Ledger:
+        """
+        Memory with room for a journal.
+        """
+        if not self._ledgers or self._ledgers[-1].is_full:
+            self._ledgers.append(Ledger(2 * (self.config.size + self.config.spares) + 8))  # some die, others come
+        return self._ledgers[-1]
+
+    def forget_in_copy(self) -> None:
+        """
+        In a forked copy of the application: everything here is the original's.
+        """
+        self.closing = True
+        self.lock = threading.RLock()  # a thread that is not here may hold the other one
+        for post in self.posts:
+            if post.worker.socket is not None:
+                post.worker.socket.close()
+                post.worker.socket = None
+        self.posts = set()
+        try:
+            self.pump.forget_in_copy()
+        except OSError:
+            pass  # it was being closed at the fork
+
+
+# --- flows ------------------------------------------------------------------------------------------------------------
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _forget_in_copy() -> None:
+    for crew in list(_crews):
+        if crew.pid != os.getpid():
+            crew.forget_in_copy()

@@ -1,0 +1,45 @@
+"""
+The words between the application and one worker, on the worker's task socket.
+
+One message is one datagram of a private SEQPACKET socketpair, so it arrives whole or not at all: a worker that is
+killed in the middle of a result leaves no half of it. The first byte is the kind; the body is marshalled plain data,
+or the records of results. What is too large for a datagram is in a segment of shared memory, whose descriptor comes
+with the message (`arena`).
+
+Runs in: application and worker.
+"""
+
+from struct import Struct
+
+INLINE_BYTES = 32 * 1024  # a larger payload goes into a segment; two batches of it fit the smallest socket buffer
+BATCH_BYTES = 48 * 1024  # of one datagram with many tasks or results
+RECEIVE_BYTES = 64 * 1024  # a longer message goes as LONG
+
+# --- application to worker -------------------------------------------------------------------------------------------
+JOURNAL = 0  # first: the slot of the journal, with the descriptor of the memory
+SETUP = 1  # once: who you are
+TASKS = 2  # rows of (id, mode, payload)
+BIG_TASK = 3  # one: id, mode, segment's number and size, spans; and a descriptor
+RELEASED = 4  # numbers of your segments that are not used here any more
+CREDIT = 5  # so many more items of a streaming task may come
+STOP = 6  # no more tasks: finish and exit
+
+# --- worker to application -------------------------------------------------------------------------------------------
+READY = 65
+SETUP_FAILED = 66  # the initializer raised; the packed error
+RESULTS = 67  # records
+BIG_RESULT = 68  # one: id, outcome, seconds, segment's number and size, spans; and a descriptor
+FREED = 69  # numbers of your segments that are not used here any more
+LOG = 70  # a log record's attributes
+START_FAILED = 71  # its setting up failed: stage, errno and name (`_zygote.become.report`)
+
+# --- either way ------------------------------------------------------------------------------------------------------
+LONG = 97  # a message too long for a datagram: in a memfd, whose descriptor comes first
+
+# --- how a task is run -----------------------------------------------------------------------------------------------
+CALL, EACH, EACH_STAR, STREAM = range(4)  # func(*args, **kwargs); [func(x)]; [func(*x)]; items of func(*args)
+
+# --- how a task ended ------------------------------------------------------------------------------------------------
+DONE, RAISED, ITEM = range(3)
+
+RECORD = Struct("<QBId")  # task, outcome, bytes of the payload behind it, seconds it took

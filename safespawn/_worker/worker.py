@@ -1,0 +1,737 @@
+"""
+A worker: a Python process that runs one task after the other, and says what became of each.
+
+Its life: `live` makes a fresh fork of the template into a process of its own, `Worker.serve` reads messages, one by
+one, until STOP or the end of the application. There is one thread, this one; what a task starts is the task's.
+
+Results are written into the journal before the next task begins, and sent when the batch is through or a millisecond
+has passed. So a worker that dies loses the task that it runs, and no other.
+
+Runs in: worker.
+Never: uses stdin, stdout or stderr for anything of its own; waits for anybody but the application.
+"""
+
+import _socket
+import array
+import errno
+import io
+import marshal
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from safespawn._worker import current, journal, main_module, process
+from safespawn._worker.arena import Arena, receive
+from safespawn._worker.journal import Journal
+from safespawn._worker.messages import (
+    BATCH_BYTES,
+    BIG_RESULT,
+    BIG_TASK,
+    CALL,
+    CREDIT,
+    DONE,
+    EACH,
+    EACH_STAR,
+    FREED,
+    INLINE_BYTES,
+    ITEM,
+    JOURNAL,
+    LOG,
+    LONG,
+    RAISED,
+    READY,
+    RECEIVE_BYTES,
+    RECORD,
+    RELEASED,
+    SETUP,
+    SETUP_FAILED,
+    STOP,
+    TASKS,
+)
+from safespawn._worker.payload import pack, pack_error, read_long, unpack, write_long
+
+STACKS_SIGNAL = signal.SIGRTMAX - 5  # faulthandler writes all stacks into the journal
+INTERRUPT_SIGNAL = signal.SIGRTMAX - 4  # the running task is to end, by an exception
+FLUSH_SECONDS = 0.001
+BRISK_SECONDS = 0.00015  # from one message to the next
+LOOKS = 40  # before a wait, about a microsecond each
+_FDS_BYTES = _socket.CMSG_SPACE(2 * 4)
+_GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK))
+_KEEP_TEXT_BYTES = 32 * 1024  # of old dumps: then the next one is written over the first
+
+
+class TaskInterrupted(BaseException):
+    """
+    Raised in a running task that was cancelled or has passed its time limit, so that its `finally` clauses run.
+    """
+
+
+class Gone(Exception):
+    """
+    The application has closed the task socket, or a task has.
+    """
+
+
+def live(born: Any, system: Any) -> NoReturn:
+    """
+    Be a worker until the end of this process.
+
+    Args:
+        born: Name, kind, environment and descriptors (`nursery.Became`).
+        system: The zygote's module of system calls, for its failpoints.
+    """
+    code = 1
+    try:
+        settle(born)
+        if born.kind == b"process":
+            code = process.main(born.task_fd)
+        else:
+            connection = _socket.socket(fileno=born.task_fd)
+            worker = Worker(connection, system.failpoint if system.armed else None)
+            code = worker.serve()
+    except Gone:
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:  # noqa: BLE001 - the last word of a process that ends here
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    finally:
+        flush_stdio()
+        os._exit(code)
+
+
+def settle(born: Any) -> None:
+    """
+    Make a fork of the template a process of its own: environment, name, random numbers, exit functions.
+    """
+    environ = os.environ
+    if dict(environ._data) != born.env:  # type: ignore[attr-defined]  # noqa: SLF001 - the bytes, as they came
+        environ.clear()
+        os.environb.update(born.env)
+        time.tzset()
+    set_name(born.name)
+    import atexit
+
+    atexit._clear()  # noqa: SLF001 - those of the template's modules were not asked for by this process
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:  # `random` itself is reseeded by Python, in every fork
+        numpy_random.seed()
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
+
+
+def set_name(name: bytes) -> None:
+    """
+    What ps shows.
+    """
+    try:
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # a /proc mounted read-only: it keeps the template's name
+    try:
+        os.write(fd, name[:15])
+    finally:
+        os.close(fd)
+
+
+def flush_stdio() -> None:
+    """
+    Bring out what was printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # closed by the task, or nobody reads it
+
+
+class _StderrTee(io.RawIOBase):
+    """
+    The process's stderr, and a copy of its end for the journal.
+    """
+
+    def __init__(self, note: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def fileno(self) -> int:
+        """
+        Stderr's own.
+        """
+        return 2
+
+    def isatty(self) -> bool:
+        """
+        Whether that is a terminal.
+        """
+        return os.isatty(2)
+
+    def writable(self) -> bool:
+        """
+        Yes.
+        """
+        return True
+
+    def write(self, data: Any) -> int:
+        """
+        Write it all.
+        """
+        data = bytes(data)
+        self._note(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(2, view) :]
+        return len(data)
+
+
+class Worker:
+    """
+    The loop.
+    """
+
+    def __init__(self, connection: _socket.socket, failpoint: Callable[[str], None] | None) -> None:
+        self.connection = connection
+        self.brisk = False  # messages follow one another closely
+        connection.setblocking(True)
+        self.failpoint = failpoint
+        kind, body, fd = self.receive()
+        if kind != JOURNAL:
+            raise Gone
+        slot, inherits = body
+        if inherits and not process.inherit(connection):
+            raise Gone
+        self.journal, self.text_fd = Journal.open(fd, slot)
+        self.text_at = os.lseek(self.text_fd, 0, os.SEEK_CUR)
+        self.cells = self.journal.cells
+        self.arena = Arena()
+        self.freed: list[int] = []  # the application's segments that no task uses any more
+        self.queued: deque[tuple[Any, ...]] = deque()
+        self.used = 0  # bytes of the journal's records
+        self.flushed = 0.0
+        self.stopping = False
+        self.credit = 0
+        self.finalizer: Callable[[], object] | None = None
+        self.inside = False  # a task's own code runs, in which an exception may be raised
+        self.is_copy = False  # this process is a fork that a task has made of its worker
+        os.register_at_fork(after_in_child=self.note_copy)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+    def receive(self) -> tuple[int, Any, int]:
+        """
+        The next message: kind, body, and its descriptor or -1.
+
+        Raises:
+            Gone: The application has hung up.
+        """
+        try:
+            data, ancillary, _, _ = self.quick_words()
+        except OSError as error:
+            if error.errno in _GONE:
+                raise Gone from None
+            raise
+        if not data:
+            raise Gone
+        fd = -1
+        if ancillary:
+            fds = array.array("i", ancillary[0][2])
+            fd = fds[0]
+            if data[0] == LONG:
+                data, fd = read_long(fd), fds[1] if len(fds) > 1 else -1
+        return data[0], marshal.loads(memoryview(data)[1:]), fd  # noqa: S302 - the application's own words
+
+    def quick_words(self) -> Any:
+        """
+        The next message. If the last one came within the blink of an eye, and the application thinks that it pays, look
+        for it before sleeping: to be woken takes longer than a short task.
+        """
+        began = time.monotonic()
+        if self.brisk and self.cells[journal.AWAKE]:
+            flags = _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
+            for _ in range(LOOKS):
+                try:
+                    return self.connection.recvmsg(RECEIVE_BYTES, _FDS_BYTES, flags)
+                except BlockingIOError:
+                    os.sched_yield()
+        words = self.connection.recvmsg(RECEIVE_BYTES, _FDS_BYTES, _socket.MSG_CMSG_CLOEXEC)
+        self.brisk = time.monotonic() - began < BRISK_SECONDS
+        return words
+
+    def send(self, kind: int, body: Any, fd: int = -1) -> None:
+        """
+        Send one message; waits while the application does not read.
+        """
+        data = bytes((kind,)) + (body if type(body) is bytes else marshal.dumps(body))
+        self.send_bytes(data, fd)
+
+    def send_bytes(self, data: Any, fd: int = -1) -> None:
+        long_fd = -1
+        try:
+            if len(data) > RECEIVE_BYTES:
+                long_fd = write_long(data)
+                data, fds = bytes((LONG,)), [long_fd] if fd < 0 else [long_fd, fd]
+            else:
+                fds = [fd]
+            if fds[0] < 0:
+                self.connection.send(data, _socket.MSG_NOSIGNAL)
+            else:
+                rights = array.array("i", fds)
+                self.connection.sendmsg(
+                    (data,), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights),), _socket.MSG_NOSIGNAL
+                )
+        except OSError as error:
+            if error.errno in _GONE:
+                raise Gone from None
+            raise
+        finally:
+            if long_fd >= 0:
+                os.close(long_fd)
+
+    # --- the life ----------------------------------------------------------------------------------------------------
+    def serve(self) -> int:
+        """
+        From the first message to the last; returns the exit code.
+        """
+        kind, body, fd = self.receive()
+        if kind != SETUP:
+            return 2
+        try:
+            self.set_up(body, fd)
+        except Gone:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever an initializer raises is told
+            self.cells[journal.RUNNING] = 0
+            self.send(SETUP_FAILED, pack_error(error))
+            return 1
+        if self.failpoint is not None:
+            self.failpoint("worker.before_ready")
+        self.send(READY, None)
+        if self.failpoint is not None:
+            self.failpoint("worker.after_ready")
+        self.flushed = time.monotonic()
+        while not self.stopping:
+            if self.queued:
+                self.dispatch(*self.queued.popleft())
+            else:
+                self.dispatch(*self.receive())
+        self.finish()
+        return 0
+
+    def set_up(self, body: dict[str, Any], fd: int) -> None:
+        """
+        Become what the application says.
+        """
+        sys.path[:] = body["path"]
+        sys.argv[:] = body["argv"]
+        current.worker = current.CurrentWorker(body["pool"], body["index"], os.getpid())
+        if body["cpus"] is not None:
+            os.sched_setaffinity(0, body["cpus"])
+        if body["is_spare"]:
+            set_name(f"{body['pool']}-{body['index']}".encode(errors="replace"))
+        main_module.install(body["main"])
+        import faulthandler
+
+        faulthandler.enable(self.text_fd)
+        faulthandler.register(STACKS_SIGNAL, self.text_fd, all_threads=True, chain=False)
+        signal.signal(INTERRUPT_SIGNAL, self.interrupt)
+        if sys.stderr is not None:
+            tee: Any = _StderrTee(self.journal.note_stderr)
+            sys.stderr = io.TextIOWrapper(
+                tee,
+                encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
+            )  # fmt: skip
+        if body["log_level"] is not None:
+            self.relay_logs(body["log_level"])
+        process.pose(body["pool"], body["index"], body["authkey"], body["application"])
+        self.finalizer = None if body["finalizer"] is None else unpack(body["finalizer"])
+        if body["initializer"] is not None:
+            views = self.views(fd, body["initializer"]) if fd >= 0 else [body["initializer"]]
+            call: Any = self.unpack(views[0], views[1:])
+            function, arguments = call
+            function(*arguments)
+
+    def unpack(self, payload: Any, buffers: Any) -> Any:
+        """
+        What the application has sent. A module that is imported for that must not use pools: the workers of those would
+        import it as well, and so on without end.
+        """
+        current.unpacking = True
+        try:
+            return unpack(payload, buffers)
+        finally:
+            current.unpacking = False
+
+    def views(self, fd: int, where: tuple[int, int, Any]) -> list[memoryview]:
+        """
+        What is in the segment *fd*.
+        """
+        number, size, spans = where
+        if fd < 0:  # there was no room for it in this process's table of descriptors
+            self.freed.append(number)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        try:
+            return receive(fd, number, size, spans, self.freed.append)
+        finally:
+            os.close(fd)
+
+    def relay_logs(self, level: int) -> None:
+        """
+        Send every record that reaches the root logger to the application, whose handlers it is for.
+        """
+        import logging
+
+        send = self.send
+
+        class Relay(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                try:
+                    send(LOG, describe(record, self))
+                except Gone:
+                    return
+                except Exception:  # noqa: BLE001 - as in every handler of logging
+                    self.handleError(record)
+
+        root = logging.getLogger()
+        root.addHandler(Relay())
+        root.setLevel(level)
+
+    def finish(self) -> None:
+        """
+        The end in order.
+        """
+        if self.finalizer is not None:
+            try:
+                self.finalizer()
+            except Exception as error:  # noqa: BLE001 - the exit functions have their turn all the same
+                sys.excepthook(type(error), error, error.__traceback__)
+        self.flush()
+        import atexit
+        import threading
+
+        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  # waits for the threads that are no daemons
+        atexit._run_exitfuncs()  # noqa: SLF001
+        flush_stdio()
+        if self.failpoint is not None:
+            self.failpoint("worker.before_exit")
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+    def dispatch(self, kind: int, body: Any, fd: int) -> None:
+        """
+        Do what a message says.
+        """
+        if kind == TASKS:
+            if self.failpoint is not None:
+                self.failpoint("worker.got_tasks")
+            for number, mode, payload in body:
+                self.run(number, mode, payload, ())
+        elif kind == BIG_TASK:
+            number, mode, where = body
+            try:
+                views = self.views(fd, where)
+            except OSError as error:
+                self.refuse(number, error)
+            else:
+                data, buffers = views[0], views[1:]
+                del views
+                self.run(number, mode, data, buffers)
+                del data, buffers
+        elif kind == RELEASED:
+            self.arena.released(body)
+            return
+        elif kind == STOP:
+            self.stopping = True
+            return
+        else:
+            return
+        if self.used:
+            self.flush()
+        written = os.lseek(self.text_fd, 0, os.SEEK_CUR) - self.text_at
+        if written > _KEEP_TEXT_BYTES:
+            self.journal.text[:] = bytes(len(self.journal.text))
+            os.lseek(self.text_fd, self.text_at, os.SEEK_SET)
+        if self.freed:
+            freed, self.freed[:] = self.freed[:], []
+            self.send(FREED, freed)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            return  # closed by the task, or nobody reads it
+
+    def run(self, number: int, mode: int, payload: Any, buffers: Any) -> None:
+        """
+        Run one task and note the result.
+        """
+        cells = self.cells
+        started = time.monotonic_ns()
+        cells[journal.SINCE_NS] = started
+        cells[journal.RUNNING] = number
+        try:
+            try:
+                if self.failpoint is not None:
+                    self.failpoint("worker.before_run")
+                self.enter(number)
+                if mode == CALL:
+                    call = self.unpack(payload, buffers)
+                    function, arguments, keywords = call
+                    payload = buffers = None
+                    value = function(*arguments, **keywords)
+                    arguments = keywords = None
+                elif mode == EACH:
+                    function, items = self.unpack(payload, buffers)
+                    value = [function(item) for item in items]
+                elif mode == EACH_STAR:
+                    function, items = self.unpack(payload, buffers)
+                    value = [function(*item) for item in items]
+                else:
+                    self.stream(number, *self.unpack(payload, buffers))
+                    value = None
+                outcome = DONE
+                if self.is_copy:
+                    self.leave_copy(None)
+                data, parts = pack(value, what="result")
+                self.inside = False
+            except Gone:
+                raise
+            except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a task are its result too
+                outcome = RAISED
+                data, parts = self.take_error(error), None
+        except (TaskInterrupted, MemoryError) as error:  # just as the task ended; or no room for its own error
+            self.inside = False
+            error.__traceback__ = error.__context__ = None
+            outcome = RAISED
+            data, parts = pack_error(error), None
+        value = function = items = None
+        if self.failpoint is not None:
+            self.failpoint("worker.after_run")
+        self.note(number, outcome, data, parts, (time.monotonic_ns() - started) * 1e-9)
+        cells[journal.RUNNING] = 0
+        cells[journal.FINISHED] += 1
+
+    def take_error(self, error: BaseException) -> bytes:
+        """
+        Pack what a task raised, and let go of the task.
+        """
+        self.inside = False
+        if self.is_copy:
+            self.leave_copy(error)
+        data = pack_error(error)
+        if error.__traceback__ is not None:
+            error.__traceback__ = None  # it would keep the task's arguments alive
+        return data
+
+    def stream(self, number: int, credit: int, function: Any, arguments: Any, keywords: Any) -> None:
+        """
+        Send the items of an iterator one by one, never more than the application has asked for.
+        """
+        self.credit = credit
+        iterator = function(*arguments, **keywords)
+        iterator = iter(iterator) if hasattr(iterator, "__iter__") else _synchronous(iterator)
+        for item in iterator:
+            if self.is_copy:
+                return
+            data, parts = pack(item, what="result")
+            while self.credit <= 0:
+                self.inside = False
+                self.flush()
+                self.enter(number)
+                self.await_words()
+                self.inside = False  # a message that was taken is kept
+                kind, body, fd = self.receive()
+                if kind == CREDIT:
+                    self.credit += body
+                else:
+                    self.queued.append((kind, body, fd))
+                self.enter(number)
+            self.credit -= 1
+            self.inside = False
+            self.note(number, ITEM_OUTCOME, data, parts, 0.0)
+            self.enter(number)
+
+    def await_words(self) -> None:
+        """
+        Wait until there is something to receive.
+        """
+        look = select.poll()
+        look.register(self.connection.fileno(), select.POLLIN)
+        look.poll()
+
+    def note(self, number: int, outcome: int, data: bytes, parts: "list[memoryview] | None", seconds: float) -> None:
+        """
+        Write a result into the journal, and send what is there when it is time. A large one goes by itself.
+        """
+        size = len(data)
+        if parts or size > INLINE_BYTES:
+            self.flush()
+            self.send_large(number, outcome, [data, *(parts or ())], seconds)
+            return
+        used = self.used
+        if used + RECORD.size + size > BATCH_BYTES:
+            self.flush()
+            used = 0
+        results = self.journal.results
+        RECORD.pack_into(results, used, number, outcome, size, seconds)
+        used += RECORD.size
+        end = used + size
+        results[used:end] = data
+        if outcome == ITEM:
+            self.cells[journal.ITEM] += 1
+        self.cells[journal.COMMITTED] = self.used = end
+        now = time.monotonic()
+        if now - self.flushed > FLUSH_SECONDS:
+            self.flush()
+            self.flushed = now
+
+    def flush(self) -> None:
+        """
+        Send the journal's records.
+        """
+        if not self.used:
+            return
+        if self.failpoint is not None:
+            self.failpoint("worker.before_flush")
+        self.send_bytes(b"C" + self.journal.results[: self.used])
+        self.cells[journal.COMMITTED] = self.used = 0
+        if self.failpoint is not None:
+            self.failpoint("worker.after_flush")
+
+    def send_large(self, number: int, outcome: int, parts: list[Any], seconds: float) -> None:
+        """
+        Send a result through shared memory.
+        """
+        try:
+            segment = self.arena.place(parts)
+        except OSError as error:
+            self.lose(number, error, seconds)
+            return
+        where = (number, outcome, seconds, segment.number, segment.size, segment.spans)
+        try:
+            self.send(BIG_RESULT, where, segment.fd)
+        except OSError as error:  # ETOOMANYREFS: too many descriptors on their way
+            self.arena.sent(segment)
+            self.arena.released([segment.number])
+            self.lose(number, error, seconds)
+            return
+        except Gone:
+            self.arena.sent(segment)
+            raise
+        self.arena.sent(segment)
+
+    def lose(self, number: int, error: OSError, seconds: float, what: str = "result") -> None:
+        """
+        Say that a payload could not be brought over.
+        """
+        lost: Exception = error
+        try:
+            from safespawn.pool_errors import PayloadLost
+
+            lost = PayloadLost(what=what, errno=error.errno)
+        except (OSError, ImportError):
+            pass  # no descriptor is left to read that module with
+        self.note(number, RAISED, pack_error(lost), None, seconds)
+
+    def refuse(self, number: int, error: OSError) -> None:
+        """
+        Say that a task did not arrive.
+        """
+        self.lose(number, error, 0.0, "task")
+        self.cells[journal.FINISHED] += 1
+
+    def interrupt(self, _number: int, frame: FrameType | None) -> None:
+        """
+        The handler of INTERRUPT_SIGNAL: raise in the task that is meant, if it still runs. Not in an import, which
+        would leave halves of packages to the tasks after it: the signal is sent again until it was heard.
+        """
+        cells = self.cells
+        wanted = cells[journal.INTERRUPT]
+        if self.inside and wanted and wanted == cells[journal.RUNNING] and not _imports(frame):
+            cells[journal.INTERRUPT] = 0
+            raise TaskInterrupted
+
+    def enter(self, number: int) -> None:
+        """
+        From here on the code is a task's own. What came before for it is not lost.
+        """
+        self.inside = True
+        if self.cells[journal.INTERRUPT] == number:
+            self.cells[journal.INTERRUPT] = 0
+            raise TaskInterrupted
+
+    def note_copy(self) -> None:
+        """
+        In a process that a task has forked.
+        """
+        self.is_copy = True
+
+    def leave_copy(self, error: BaseException | None) -> NoReturn:
+        """
+        A fork that a task has made came back from the task: it is not a worker, and ends as a script would.
+        """
+        code = 0
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
+            code = 1
+        flush_stdio()
+        os._exit(code)
+
+
+ITEM_OUTCOME = ITEM
+_IMPORTERS = ("<frozen importlib._bootstrap>", "<frozen runpy>")
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """
+    Whether *frame* is within an import, or within the loading of the application's `__main__`, of the task.
+    """
+    while frame is not None and frame.f_code is not _RUN:
+        if frame.f_code.co_filename in _IMPORTERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_RUN = Worker.run.__code__  # below it are the worker's own frames, which runpy has started
+
+
+def _synchronous(iterator: Any) -> Any:
+    """
+    The items of an asynchronous iterator.
+    """
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(iterator))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.close()
+
+
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+def describe(record: Any, handler: Any) -> dict[str, Any]:
+    """
+    A log record as plain data: the message is put together here, where its arguments are.
+    """
+    attributes = {name: value for name, value in record.__dict__.items() if type(value) in _PLAIN}
+    for name, value in record.__dict__.items():
+        if name not in attributes and name not in {"args", "exc_info"}:
+            attributes[name] = repr(value)
+    attributes["msg"] = record.getMessage()
+    attributes["args"] = None
+    if record.exc_info and not record.exc_text:
+        import logging
+
+        formatter = handler.formatter or logging.Formatter()
+        attributes["exc_text"] = formatter.formatException(record.exc_info)
+    attributes["exc_info"] = None
+    return attributes
