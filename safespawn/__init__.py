@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from safespawn._functions import check_output as check_output
     from safespawn._functions import run as run
     from safespawn._functions import statistics as statistics
+    from safespawn._worker.current import current_worker as current_worker
+    from safespawn.apool import AsyncPool as AsyncPool
     from safespawn.aprocess import AsyncProcess as AsyncProcess
     from safespawn.aprocess import aopen_process as aopen_process
+    from safespawn.context import Process as Process
+    from safespawn.context import get_context as get_context
     from safespawn.errors import CalledProcessError as CalledProcessError
     from safespawn.errors import OrderError as OrderError
     from safespawn.errors import SafespawnError as SafespawnError
@@ -31,6 +35,21 @@ if TYPE_CHECKING:
     from safespawn.errors import SpawnLost as SpawnLost
     from safespawn.errors import ThreadOrderWarning as ThreadOrderWarning
     from safespawn.errors import TimeoutExpired as TimeoutExpired
+    from safespawn.executor import Executor as Executor
+    from safespawn.pool import Pool as Pool
+    from safespawn.pool import PoolEvent as PoolEvent
+    from safespawn.pool_errors import CrashLoop as CrashLoop
+    from safespawn.pool_errors import InitializerFailed as InitializerFailed
+    from safespawn.pool_errors import MainReentered as MainReentered
+    from safespawn.pool_errors import PoolClosed as PoolClosed
+    from safespawn.pool_errors import PreloadError as PreloadError
+    from safespawn.pool_errors import RemoteError as RemoteError
+    from safespawn.pool_errors import TaskCancelled as TaskCancelled
+    from safespawn.pool_errors import TaskTimeout as TaskTimeout
+    from safespawn.pool_errors import UnpicklableResult as UnpicklableResult
+    from safespawn.pool_errors import UnpicklableTask as UnpicklableTask
+    from safespawn.pool_errors import WorkerDied as WorkerDied
+    from safespawn.pool_errors import WorkerMemoryExceeded as WorkerMemoryExceeded
     from safespawn.process import Popen as Popen
     from safespawn.process import open_process as open_process
     from safespawn.supervisor import Supervisor as Supervisor
@@ -43,23 +62,42 @@ STDOUT = -2
 DEVNULL = -3
 
 _HOMES = {
+    "AsyncPool": "apool",
     "AsyncProcess": "aprocess",
     "CalledProcessError": "errors",
     "CompletedProcess": "_core.status",
+    "CrashLoop": "pool_errors",
+    "Executor": "executor",
+    "InitializerFailed": "pool_errors",
+    "MainReentered": "pool_errors",
     "OrderError": "errors",
+    "Pool": "pool",
+    "PoolClosed": "pool_errors",
+    "PoolEvent": "pool",
     "Popen": "process",
+    "PreloadError": "pool_errors",
+    "Process": "context",
+    "RemoteError": "pool_errors",
     "SafespawnError": "errors",
     "SpawnError": "errors",
     "SpawnLost": "errors",
     "Supervisor": "supervisor",
+    "TaskCancelled": "pool_errors",
+    "TaskTimeout": "pool_errors",
     "ThreadOrderWarning": "errors",
     "TimeoutExpired": "errors",
+    "UnpicklableResult": "pool_errors",
+    "UnpicklableTask": "pool_errors",
+    "WorkerDied": "pool_errors",
+    "WorkerMemoryExceeded": "pool_errors",
     "acheck_output": "_functions",
     "aopen_process": "aprocess",
     "arun": "_functions",
     "call": "_functions",
     "check_call": "_functions",
     "check_output": "_functions",
+    "current_worker": "_worker.current",
+    "get_context": "context",
     "init": "supervisor",
     "open_process": "process",
     "run": "_functions",
@@ -69,10 +107,13 @@ _MODULES = ("errors", "guard")
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT",
-    "AsyncProcess", "CalledProcessError", "CompletedProcess", "OrderError", "Popen", "SafespawnError", "SpawnError",
-    "SpawnLost", "Supervisor", "ThreadOrderWarning", "TimeoutExpired",
-    "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "errors", "guard", "init",
-    "open_process", "run", "statistics",
+    "AsyncPool", "AsyncProcess", "CalledProcessError", "CompletedProcess", "CrashLoop", "Executor",
+    "InitializerFailed", "MainReentered", "OrderError", "Pool", "PoolClosed", "PoolEvent", "Popen", "PreloadError",
+    "Process", "RemoteError", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled", "TaskTimeout",
+    "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WorkerDied",
+    "WorkerMemoryExceeded",
+    "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "current_worker", "errors",
+    "get_context", "guard", "init", "open_process", "run", "statistics",
 ]  # fmt: skip
 
 _recorder.install()

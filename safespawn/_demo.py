@@ -8,9 +8,13 @@ The storm: a thread forks about every 10 ms, as C libraries, `multiprocessing` a
 2 s without exec. A copy holds every descriptor that was open at the moment of its fork, among them those of a
 `subprocess.Popen` that is just being made in another thread; that call then waits for the copy's end.
 
+The pools: many calls of a Python function in two workers, one of which is killed by its task. Of safespawn's pool this
+one call fails, at once, with what happened; of multiprocessing's it never comes back.
+
 Runs in: an application of its own, `python -m safespawn._demo LIBRARY WAY CALLS SECONDS COMMAND...`.
 """
 
+import functools
 import importlib
 import itertools
 import json
@@ -43,7 +47,12 @@ WAYS = {
     "asyncio": f"asyncio.gather, {AT_ONCE} at once",
     "asyncio-storm": "asyncio.gather, foreign forks",
     "trio": f"trio nursery, {AT_ONCE} at once",
+    "pool": "worker pool, one task killed",
 }
+WORKERS = 2
+POOL_CALLS = 1000  # at most: they are begun all at once, and the last one shall not count as blocked
+VICTIM = 1  # the task that kills its worker
+MP_POOL = "mp.Pool"  # multiprocessing's, in the place of subprocess
 
 
 @attrs.define(slots=True)
@@ -199,6 +208,9 @@ def measure(cell: Cell, calls: int, seconds: float, command: Sequence[str]) -> N
     """
     Fill in *cell*.
     """
+    if cell.way == "pool":
+        measure_pool(cell, calls, seconds)
+        return
     first_word = subprocess.run(command, capture_output=True, check=True).stdout.split(None, 1)[:1]
     if cell.way not in ("blocking", "threads"):
         importlib.import_module(cell.way.partition("-")[0])
@@ -350,6 +362,84 @@ def trio_peer(run_process: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         return await run_process(command, capture_stdout=capture_output, capture_stderr=capture_output, check=False)
 
     return run
+
+
+# --- pools -----------------------------------------------------------------------------------------------------------
+def square_or_die(number: int) -> int:
+    """
+    The task of the pools' row. One of them kills the worker that runs it, as the kernel does when memory is short.
+    """
+    if number == VICTIM:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def measure_pool(cell: Cell, calls: int, seconds: float) -> None:
+    """
+    Fill in *cell*: calls of a function in workers, all at once.
+    """
+    calls = min(calls, POOL_CALLS)
+    fds = set(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    if cell.library == "safespawn":
+        from safespawn.pool import Pool
+
+        with Supervisor("demo", guard="error"), Pool(WORKERS) as pool:
+            call_pool(cell, pool, calls, seconds)
+    else:
+        from multiprocessing import active_children, get_context
+
+        cell.library = MP_POOL
+        other = get_context("fork").Pool(WORKERS)
+        call_pool(cell, other, calls, seconds)
+        ending = threading.Thread(target=other.terminate, daemon=True)
+        ending.start()
+        ending.join(PATIENCE_SECONDS)
+        for child in active_children():
+            child.kill()
+            child.join()
+    cell.seconds = time.monotonic() - began
+    cell.fds = len(set(os.listdir("/proc/self/fd")) - fds)
+    cell.processes = len(children_of(os.getpid()))
+
+
+def call_pool(cell: Cell, pool: Any, calls: int, seconds: float) -> None:
+    """
+    Call, and wait until all have come back but those that do not.
+    """
+    began = time.monotonic()
+    took: dict[int, float] = {}
+    troubles: list[str] = []
+    all_here = threading.Event()
+
+    def over(number: int, trouble: str) -> None:
+        took[number] = time.monotonic() - began
+        if trouble:
+            troubles.append(trouble)
+        if len(took) == calls:
+            all_here.set()
+
+    def came(number: int, value: object) -> None:
+        over(number, "" if value == number * number else f"the result of {number} is {value!r}")
+
+    def failed(number: int, error: BaseException) -> None:
+        expected = number == VICTIM and getattr(error, "returncode", None) == -signal.SIGKILL
+        over(number, "" if expected else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+    for number in range(calls):
+        pool.apply_async(
+            square_or_die,
+            (number,),
+            callback=functools.partial(came, number),
+            error_callback=functools.partial(failed, number),
+        )
+    all_here.wait(min(seconds, PATIENCE_SECONDS))
+    now = time.monotonic() - began
+    durations = [took.get(number, now) for number in range(calls)]
+    cell.calls = calls
+    cell.blocked = sum(each > BLOCKED_SECONDS for each in durations)
+    cell.slowest = max(durations)
+    cell.wrong, cell.trouble = len(troubles), (troubles or [""])[0]
 
 
 def main(arguments: list[str]) -> None:

@@ -39,14 +39,16 @@ All constructors end with the keywords *known* and *help*, told once, at Safespa
 # │   ├── BootError                  (RuntimeError)        the zygote did not come up
 # │   └── SpawnLost                  (subprocess.SubprocessError)
 # │       └── ZygoteUnresponsive
-# └── ProtocolError                  (RuntimeError)
-#     ├── LocalProtocolError         our own side broke the rules
-#     └── RemoteProtocolError        the other side did
+# ├── ProtocolError                  (RuntimeError)
+# │   ├── LocalProtocolError         our own side broke the rules
+# │   └── RemoteProtocolError        the other side did
+# └── those of pools                 pool_errors.py has the tree; they are found here too: errors.WorkerDied
 #
 # UserWarning
 # └── ThreadOrderWarning             what OrderError says, under the policy "warn"
 
 # PLR0913: an error has as many keyword parameters as it has facts.
+# ruff: noqa: PLC0414 - a name that is given on is imported "as" itself, for the type checkers
 
 from __future__ import annotations
 
@@ -60,6 +62,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from resource import struct_rusage
     from typing import Any, ClassVar
+
+    from safespawn.pool_errors import CrashLoop as CrashLoop
+    from safespawn.pool_errors import InitializerFailed as InitializerFailed
+    from safespawn.pool_errors import MainReentered as MainReentered
+    from safespawn.pool_errors import PayloadLost as PayloadLost
+    from safespawn.pool_errors import PoolClosed as PoolClosed
+    from safespawn.pool_errors import PoolError as PoolError
+    from safespawn.pool_errors import PreloadError as PreloadError
+    from safespawn.pool_errors import RemoteError as RemoteError
+    from safespawn.pool_errors import RemoteTraceback as RemoteTraceback
+    from safespawn.pool_errors import TaskCancelled as TaskCancelled
+    from safespawn.pool_errors import TaskTimeout as TaskTimeout
+    from safespawn.pool_errors import UnpicklableResult as UnpicklableResult
+    from safespawn.pool_errors import UnpicklableTask as UnpicklableTask
+    from safespawn.pool_errors import WaitInCallback as WaitInCallback
+    from safespawn.pool_errors import WorkerDied as WorkerDied
+    from safespawn.pool_errors import WorkerMemoryExceeded as WorkerMemoryExceeded
+    from safespawn.pool_errors import WrongLoop as WrongLoop
 
     Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command = Argument | Sequence[Argument]
@@ -661,6 +681,25 @@ class RemoteProtocolError(ProtocolError):
 
     slug = "remote-protocol-error"
     _subject = "a message came that the protocol does not allow"
+
+
+# --- pools ------------------------------------------------------------------------------------------------
+
+_OF_POOLS = (
+    "CrashLoop InitializerFailed MainReentered PayloadLost PoolClosed PoolError PreloadError RemoteError "
+    "RemoteTraceback TaskCancelled TaskTimeout UnpicklableResult UnpicklableTask WaitInCallback WorkerDied "
+    "WorkerMemoryExceeded WrongLoop"
+).split()
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Find the errors of pools, whose standard bases cost 20 ms to import, when they are first wanted."""
+        if name not in _OF_POOLS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from safespawn import pool_errors
+
+        return getattr(pool_errors, name)
 
 
 # --- words ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ Runs in: application, any thread; entered and left by the same one.
 import atexit
 import os
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -163,7 +164,7 @@ def default_supervisor() -> Supervisor:
     except IndexError:
         _default.append(Supervisor("default", guard="off"))
         if len(_default) == 1:
-            atexit.register(_close_default, os.getpid())
+            atexit.register(_close_default)
         return _default[0]
 
 
@@ -174,23 +175,31 @@ def current_engine() -> Engine:
     return default_supervisor()._engine  # noqa: SLF001 - the same module's class
 
 
-def init(guard: Policy = "warn") -> None:
+def init(guard: Policy = "warn", *, preload: Sequence[str] | None = None) -> None:
     """
     Draw the line: check that no thread runs yet, and start the zygote. Call it once, first thing in the program.
 
     Args:
         guard: What to do when threads run already: "warn", "error", or "off".
+        preload: For a program that has pools: start the template of their workers as well, with these modules imported
+            (``[]`` for none). A `Pool` with the same *preload* then has its workers in some milliseconds.
 
     Raises:
         OrderError: Threads run, and *guard* is "error".
         BootError: The zygote did not come up.
+        PreloadError: A module of *preload* raises at its import, or leaves a thread behind.
         BadArgument: No such policy.
     """
     order.check_order(guard, what="safespawn.init() is called", stacklevel=2)
-    drive(default_supervisor()._engine.zygote_flow())  # noqa: SLF001
+    engine = current_engine()
+    drive(engine.zygote_flow())
+    if preload is not None:
+        from safespawn.pool import warm_template
+
+        warm_template(engine, preload)
 
 
-def _close_default(owner_pid: int) -> None:
-    if owner_pid == os.getpid() and _default:
+def _close_default() -> None:
+    if _default and _default[0]._engine.pid == os.getpid():  # noqa: SLF001 - the same module's class
         _default[0].close()
         _default.clear()

@@ -16,7 +16,7 @@ import warnings
 import pytest
 
 import safespawn
-from safespawn import DEVNULL, PIPE
+from safespawn import DEVNULL, PIPE, supervisor
 from support.children import ENV, PYTHON, alive, program, state, survivors
 
 KERNEL_KEEPS_STATUS = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 15)  # PIDFD_INFO_EXIT
@@ -326,3 +326,15 @@ def test_many_supervisors_in_a_row():
         with safespawn.Supervisor(guard="off") as sup:
             assert sup.run(["true"]).returncode == 0
     assert sys.getrefcount(sup) < 6
+
+
+def test_init_with_preload_has_a_template_ready():
+    """`init(preload=...)` imports the modules in the template, once; a bad list is refused."""
+    safespawn.init("off", preload=["colorsys"])
+    templates = supervisor.current_engine().templates
+    assert [key.preload for key in supervisor.current_engine()._templates] == [("colorsys",)]
+    with safespawn.Pool(1, preload=["colorsys"]) as pool:
+        pool.apply(abs, (1,))
+        assert supervisor.current_engine().templates == templates
+    with pytest.raises(TypeError):
+        safespawn.init("off", preload="colorsys")

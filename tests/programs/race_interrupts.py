@@ -55,6 +55,7 @@ def figures():
         seen = supervisor.default_supervisor().statistics()["zygote"]
         level = {name: seen.get(name) for name in ("connections", "running", "ending", "held", "children")}
         if not any(level.values()) or time.monotonic() > until:
+            engine.prune()  # what ended between the two looks
             return level
 
 

@@ -42,7 +42,7 @@ def test_demo() -> None:
     assert " ESTAB " in done.stdout or " 01 " in done.stdout
     rows = re.findall(r"  safespawn +(\d+) +(\d+) +\S+ (?:ms|s) +(\d+) +(\d+)$", done.stdout, re.MULTILINE)
     assert rows == [("30", "0", "0", "0")] * len(_demo.WAYS)
-    assert len(re.findall(r"  (?:subprocess|asyncio|trio) +\d+ ", done.stdout)) == len(_demo.WAYS)
+    assert len(re.findall(r"  (?:subprocess|asyncio|trio|mp[.]Pool) +\d+ ", done.stdout)) == len(_demo.WAYS)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from safespawn._commands import RunOptions
 from safespawn._core.options import SpawnOptions
 from safespawn._zygote import session, wire
+from support.applications import Census
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -33,13 +34,15 @@ def blocks() -> list:
 
 @pytest.mark.parametrize("code", blocks())
 def test_code_runs(code, tmp_path) -> None:
-    """The block runs as a program of its own, without a warning."""
+    """The block runs as a program of its own, without a warning, and leaves nobody."""
     program = tmp_path / "program.py"
     program.write_text(code, "utf-8")
     argv = [sys.executable, "-X", "dev", "-W", "error", program]
+    census = Census()
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
+    assert census.gone(5.0) == {}
 
 
 def test_readme_has_code_that_is_run() -> None:
@@ -107,7 +110,7 @@ def test_table_is_complete() -> None:
 def test_every_message_is_documented() -> None:
     """docs/design.md has a row for each kind of message."""
     page = (ROOT / "docs/design.md").read_text("utf-8")
-    rows = set(re.findall(r"^\| ([A-Z]+) \|", page, re.MULTILINE))
+    rows = set(re.findall(r"^\| ([A-Z_]+) \|", page, re.MULTILINE))
     assert {getattr(wire, name) for name in rows} == set(wire.SHAPES)
 
 
@@ -119,3 +122,31 @@ def test_supervisor_statistics_are_documented() -> None:
         figures = supervisor.statistics()
     page = (ROOT / "docs/supervisor.md").read_text("utf-8")
     assert {key for key in [*figures, *figures["zygote"]] if f"`{key}`" not in page} == set()
+
+
+def first_columns(page: str) -> set[str]:
+    """The names in the first column of the tables of *page*."""
+    cells = re.findall(r"^\|([^|]+)\|", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_option_of_a_pool_is_documented() -> None:
+    """docs/pools.md has a row for each parameter of a pool and each option of a task."""
+    import inspect
+
+    from safespawn._results import _OPTIONS
+    from safespawn.pool import Pool, PoolBase
+
+    options = {*inspect.signature(PoolBase).parameters, *Pool.imap.__kwdefaults__, *_OPTIONS}
+    assert options - first_columns("docs/pools.md") == set()
+
+
+def test_pool_statistics_are_documented() -> None:
+    """docs/pools.md names each key of a pool's `statistics()`, and each of its workers'."""
+    import safespawn
+
+    with safespawn.Pool(1) as pool:
+        pool.apply(abs, (-1,))
+        figures = pool.statistics()
+    page = (ROOT / "docs/pools.md").read_text("utf-8")
+    assert {key for key in [*figures, *figures["workers"][0]] if f"`{key}`" not in page} == set()

@@ -8,7 +8,8 @@ What a process holds, as one value that can be compared: taken before and after 
     shared        the files of /dev/shm
 
 The default supervisor's zygote may live from test to test, and may be another one after a test that ended it: it is
-brought up and trimmed of its idle connections before each look, so that only what belongs to nobody differs.
+brought up and trimmed of its idle connections before each look, so that only what belongs to nobody differs. A template
+lives on likewise, for the next pool: one that serves none is ended.
 """
 
 import contextlib
@@ -49,9 +50,13 @@ def default_engine():
 
 def settle():
     """
-    Bring every engine to its resting state: no idle connection, nothing kept of zygotes that have gone.
+    Bring every engine to its resting state: no idle connection, no template that no pool uses, nothing kept of zygotes
+    that have gone.
     """
     for engine in list(engines._engines):
+        for key, template in list(engine._templates.items()):
+            if not template.leased:
+                engine.retire(key, template)
         for zygote in engine.zygotes:
             if zygote.keeps:
                 zygote.retire()

@@ -52,7 +52,7 @@ print(json.dumps({
 COST = """
 import time
 began = time.thread_time()
-import safespawn
+import {module}
 print(time.thread_time() - began)
 """
 
@@ -90,9 +90,13 @@ def test_import_loads_no_heavy_module(fresh) -> None:
 
 
 def test_import_is_cheap(fresh) -> None:
-    """`import safespawn` costs under 15 ms of CPU time over a bare interpreter (median of several)."""
-    costs = [float(fresh(COST)) for _ in range(INTERPRETERS)]
-    assert statistics.median(costs) < LIMIT_SECONDS, [f"{c * 1000:.1f} ms" for c in sorted(costs)]
+    """`import safespawn` costs under 15 ms of CPU time; on a slow machine under twice what `logging` costs there."""
+    costs, others = [], []
+    for _ in range(INTERPRETERS):
+        costs.append(float(fresh(COST.format(module="safespawn"))))
+        others.append(float(fresh(COST.format(module="logging"))))
+    limit = max(LIMIT_SECONDS, 2 * statistics.median(others))
+    assert statistics.median(costs) < limit, [f"{c * 1000:.1f} ms" for c in sorted(costs)]
 
 
 def test_package_is_typed() -> None:

@@ -1,0 +1,662 @@
+"""
+`Pool`: multiprocessing.Pool's methods over workers that are forked from a clean, preloaded template.
+
+Runs in: application, any thread. One thread of ours serves the pool; it is started with it.
+"""
+
+# pyright: reportPrivateUsage=false
+
+import atexit
+import functools
+import importlib
+import itertools
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from safespawn._core.cpus import usable_cpus
+from safespawn._drive.blocking import drive
+from safespawn._drive.crew import Crew
+from safespawn._drive.engine import Engine
+from safespawn._drive.interrupts import hold
+from safespawn._drive.post import CrewConfig, PoolEvent
+from safespawn._drive.template import TemplateKey
+from safespawn._drive.worker import Inheritance
+from safespawn._results import (
+    AsyncResult,
+    Direct,
+    MapJob,
+    ResultIterator,
+    Stream,
+    WeakSink,
+    call_task,
+    pace_key,
+    stream_task,
+)
+from safespawn._worker import current, main_module
+from safespawn._worker.payload import pack
+from safespawn.errors import BadArgument, BadArgumentType
+from safespawn.supervisor import current_engine
+
+GRACE_SECONDS = 5.0  # for a stopping worker to finish by itself: its finalizer, its exit functions
+_names = itertools.count(1)
+_EMPTY: dict[str, Any] = {}
+
+
+class PoolBase:
+    """
+    What `Pool`, `AsyncPool` and `Executor` have in common: how they are configured.
+
+    Args:
+        processes: Workers; default: the CPUs that this process may use, by affinity and control group.
+        initializer: Called in each worker before its first task, with *initargs*. When it raises, the pool is broken.
+        initargs: Its arguments.
+        maxtasksperchild: Tasks after which a worker is replaced.
+        context: As multiprocessing's; not needed, not used.
+        name: For messages, process names and statistics.
+        preload: Modules to import once, in the template, before the workers are forked from it.
+        env: The workers' whole environment; default: the application's when a worker starts.
+        cwd: Their working directory; default: the application's when a worker starts.
+        affinity: CPUs for the workers: a list of CPUs for all, or a list of lists, one for each worker in turn.
+        max_rss_bytes: Resident memory of a worker at which its task fails with `WorkerMemoryExceeded`.
+        finalizer: Called in each worker that ends in order.
+        spares: Further workers, ready to take the place of one that ends.
+        grace: Seconds that an ending worker has for its finalizer and exit functions.
+        library_threads: For OMP_NUM_THREADS and the like; default: CPUs divided by workers.
+        relay_logs: Whether what workers log comes to the handlers of this process.
+        on_event: Called with each `PoolEvent`.
+
+    Raises:
+        BadArgument, BadArgumentType: What cannot be.
+        UnpicklableTask: *initializer* or *finalizer* cannot be sent to a worker.
+        MainReentered: The program's own file makes a pool when it is imported.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        name: str | None = None,
+        preload: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: Any = None,
+        affinity: Sequence[Any] | None = None,
+        max_rss_bytes: int | None = None,
+        finalizer: Callable[[], object] | None = None,
+        spares: int = 0,
+        grace: float = GRACE_SECONDS,
+        library_threads: int | None = None,
+        relay_logs: bool = True,
+        on_event: Callable[[PoolEvent], object] | None = None,
+    ) -> None:
+        del context
+        _check_not_loading_main(type(self).__name__)
+        cpus = usable_cpus()
+        size = cpus if processes is None else _positive("processes", processes)
+        if maxtasksperchild is not None:
+            limit: Any = maxtasksperchild  # not every caller's code has been checked for types
+            if not isinstance(limit, int) or limit < 1:
+                raise BadArgument(
+                    "maxtasksperchild must be a positive int or None",
+                    parameter="maxtasksperchild",
+                    value=maxtasksperchild,
+                )
+        if initializer is not None and not callable(initializer):
+            raise BadArgumentType("initializer must be a callable", parameter="initializer", value=initializer)
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # what workers call it, in what they send back
+        self._main = main_module.describe()
+        self._by_value = self._main is None
+        self.name: str = name or f"pool-{next(_names)}"
+        packed, inheritance = None, None
+        if initializer is not None:
+            packed, inheritance = self._pack_initializer((initializer, tuple(initargs)))
+        config = CrewConfig(
+            name=self.name,
+            size=size,
+            preload=checked_preload(preload),
+            main=self._main,
+            initializer=packed,
+            inheritance=inheritance,
+            finalizer=None if finalizer is None else pack(finalizer, what="initializer", by_value=self._by_value)[0],
+            env=None if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()},
+            cwd=None if cwd is None else os.fsencode(cwd),
+            cpus=_cpu_sets(affinity),
+            max_tasks=maxtasksperchild,
+            max_rss_bytes=max_rss_bytes,
+            spares=spares,
+            grace=grace,
+            library_threads=library_threads or max(1, cpus // size),
+            relay_logs=relay_logs,
+            on_event=on_event,
+        )
+        self._size = size
+        self._crew = Crew(current_engine(), config)
+        self._eager = initializer
+        self._open()
+
+    def _open(self) -> None:
+        """
+        The pool is configured: what a kind of pool does then.
+        """
+
+    def _pack_initializer(self, call: Any) -> tuple[tuple[bytes, Any], Inheritance | None]:
+        """
+        Pickle the initializer; locks and queues of multiprocessing go along as they do with a process of its own.
+        """
+        try:
+            return pack(call, what="initializer", by_value=self._by_value), None
+        except Exception:
+            if "multiprocessing.context" not in sys.modules:
+                raise
+            from safespawn._inherit import pack_inheriting
+
+            try:
+                data, inheritance = pack_inheriting(call)
+            except RuntimeError:
+                raise
+            except Exception:  # noqa: BLE001 - then the first error says more
+                data, inheritance = b"", None
+            if inheritance is None:
+                raise
+            return (data, ()), inheritance
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} with {self._size} workers>"
+
+    def statistics(self) -> dict[str, Any]:
+        """
+        Figures: tasks waiting, completed, failed; seconds they were queued and ran; each worker's pid, state and task.
+        """
+        return self._crew.statistics()
+
+    def events(self) -> list[PoolEvent]:
+        """
+        What happened to the workers lately, a thousand events at most.
+        """
+        return list(self._crew.events)
+
+
+def checked_preload(preload: Sequence[str]) -> tuple[str, ...]:
+    """
+    The names of modules.
+
+    Raises:
+        BadArgumentType: It is one name, and not a list.
+    """
+    if isinstance(preload, str):
+        raise BadArgumentType(
+            "preload is a list of module names", parameter="preload", value=preload, help=f"give [{preload!r}]"
+        )
+    return tuple(preload)
+
+
+def warm_template(engine: Engine, preload: Sequence[str]) -> None:
+    """
+    Start the template for pools with this *preload*, and import what they need here.
+    """
+    key = TemplateKey(preload=checked_preload(preload), main=main_module.describe())
+    drive(engine.template_flow(key))
+    importlib.import_module("safespawn.pool_errors")
+
+
+def _positive(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadArgumentType(f"{name} is a number of at least 1", parameter=name, value=value)
+    if value < 1:
+        what = "Number of processes must be at least 1" if name == "processes" else f"{name} must be at least 1"
+        raise BadArgument(what, parameter=name, value=value)
+    return value
+
+
+def _cpu_sets(affinity: Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:
+    if not affinity:
+        return ()
+    if all(isinstance(each, int) for each in affinity):
+        return (tuple(affinity),)
+    return tuple(tuple(each) for each in affinity)
+
+
+def _check_not_loading_main(what: str) -> None:
+    """
+    Refuse a pool that is made while a worker loads the program's own file.
+    """
+    if current.loading_main is None:
+        return
+    from safespawn.pool_errors import MainReentered
+
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("safespawn"):
+        frame = frame.f_back
+    raise MainReentered(what, filename=frame.f_code.co_filename, lineno=frame.f_lineno)
+
+
+class ThreadedPool(PoolBase):
+    """
+    What `Pool` and `Executor` have in common: a thread that serves them.
+    """
+
+    def _open(self) -> None:
+        crew = self._crew
+        self._thread = threading.Thread(target=_serve, args=(crew,), name=f"safespawn {self.name}", daemon=True)
+        self._finalizer = weakref.finalize(self, type(self)._forgotten, crew)  # noqa: SLF001
+        with hold():  # a thread that nobody knows of would never end
+            try:
+                self._thread.start()
+            except BaseException:  # no further thread is allowed
+                crew.pump.close()
+                raise
+            crew.warm()
+
+    @staticmethod
+    def _forgotten(crew: Crew) -> None:
+        """
+        The pool was forgotten: its workers end. It may be the garbage collector who says so, in any line of any thread,
+        so no lock is taken here.
+        """
+        if crew.pid == os.getpid() and not crew.ended.is_set():
+            crew.pump.call_soon(crew.terminate)
+
+    def stacks(self, timeout: float = 2.0) -> dict[int, str]:
+        """
+        What each worker runs now, as text, by its index; empty for one that does not answer.
+        """
+        self._crew.check()
+        sink = Direct()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            sink.value = {} if error is not None else value
+            sink.finish()
+
+        self._crew.pump.call_soon(lambda: self._crew.pump.spawn(self._crew.stacks_flow(), done))
+        sink.wait(timeout)
+        return dict(sink.value or {})
+
+
+class Pool(ThreadedPool):
+    """
+    Workers for the functions of a program, as multiprocessing.Pool; see `PoolBase` for the parameters.
+
+    It may be made at any time, by any thread. Leaving its ``with`` block in order waits for the work; leaving it by an
+    exception ends it. Without a ``with`` block call `close` or `terminate`, then `join`; at the end of the program it
+    is terminated.
+    """
+
+    def _open(self) -> None:
+        super()._open()
+        _open_pools.add(self)
+        if self._eager is not None:
+            self._crew.start(main=_of_main(self._eager))
+        standard: Any = importlib.import_module(
+            "multiprocessing.pool"
+        )  # while the template boots; the errors need it too
+        self._crew.config.remote_traceback = standard.RemoteTraceback
+        importlib.import_module("safespawn.pool_errors")
+
+    def __del__(self) -> None:
+        crew = getattr(self, "_crew", None)
+        if crew is not None and crew.started and not crew.closing and crew.pid == os.getpid():
+            warnings.warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    # --- one call ----------------------------------------------------------------------------------------------------
+    def apply(
+        self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = _EMPTY, **options: Any
+    ) -> Any:
+        """
+        Call ``func(*args, **kwds)`` in a worker and wait for what it returns. Options as `apply_async`.
+
+        Raises:
+            Exception: What the call raised; `WorkerDied`, `TaskTimeout` and the others when there was no result.
+        """
+        crew = self._crew
+        if crew.thread == threading.get_ident():
+            crew.check_wait()
+        sink = Direct()
+        task = call_task(func, tuple(args), dict(kwds), sink, by_value=self._by_value, options=options)
+        try:
+            with hold() as held:
+                post = crew.lend(task) if task.timeout is None else None
+                if post is None:
+                    crew.submit(task)
+                else:
+                    crew.exchange(post, task, held)
+            sink.wait()
+        except BaseException:
+            crew.reclaim(task)
+            crew.cancel(task, running=True)
+            raise
+        return sink.get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = _EMPTY,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """
+        Call ``func(*args, **kwds)`` in a worker.
+
+        Args:
+            func: What to call.
+            args: With what.
+            kwds: With what, by name.
+            callback: Called with the result, by the pool's thread.
+            error_callback: Called with the exception.
+            **options: ``timeout``: seconds the call may run, then it ends with `TaskTimeout`. ``retries``: how often it
+                is run again when its worker dies. ``priority``: the larger, the sooner. ``key``: calls with equal keys
+                go to the same worker.
+
+        Raises:
+            UnpicklableTask: It cannot be sent.
+            PoolClosed: The pool was closed.
+        """
+        result = AsyncResult(self._crew, callback, error_callback)
+        task = call_task(func, tuple(args), dict(kwds), result, by_value=self._by_value, options=options)
+        result._task = task  # noqa: SLF001 - a result that is over needs none
+        self._crew.submit(task)
+        return result
+
+    def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """
+        Call ``func(*args, **kwargs)`` in a worker; returns a `concurrent.futures.Future` whose ``cancel(running=True)``
+        also ends a call that runs.
+        """
+        from safespawn.executor import TaskFuture
+
+        future = TaskFuture(self._crew)
+        future.task = task = call_task(func, args, kwargs, future, by_value=self._by_value, options=_EMPTY)
+        self._crew.submit(task)
+        return future
+
+    # --- many calls --------------------------------------------------------------------------------------------------
+    def map(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None, **options: Any
+    ) -> list[Any]:
+        """
+        ``[func(item) for item in iterable]``, in the workers.
+
+        Args:
+            func: What to call.
+            iterable: With what.
+            chunksize: Items that a worker gets at a time; default: as many as take four milliseconds.
+            **options: As `apply_async`; and ``progress``: called with how many are done, and of how many.
+        """
+        return self._wait_map(self.map_async(func, iterable, chunksize, **options))
+
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None, **options: Any
+    ) -> list[Any]:
+        """
+        ``[func(*items) for items in iterable]``, in the workers.
+        """
+        return self._wait_map(self.starmap_async(func, iterable, chunksize, **options))
+
+    def _wait_map(self, result: AsyncResult) -> list[Any]:
+        try:
+            result.wait()
+        except BaseException as error:
+            job: Any = None if result.over else result._value  # noqa: SLF001 - the job, until there is a value
+            if job is not None:
+                job.fail(error)
+                self._crew.drop_source(job)
+            raise
+        found: list[Any] = result.get()
+        return found
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """
+        `map`, without waiting. The first exception is the result's.
+        """
+        return self._map(func, iterable, chunksize, callback, error_callback, options, star=False)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """
+        `starmap`, without waiting.
+        """
+        return self._map(func, iterable, chunksize, callback, error_callback, options, star=True)
+
+    def _map(
+        self, func: Any, iterable: Any, chunksize: int | None, callback: Any, error_callback: Any,
+        options: dict[str, Any], *, star: bool,
+    ) -> AsyncResult:  # fmt: skip
+        self._crew.check()
+        result = AsyncResult(self._crew, callback, error_callback)
+        items: Any = iterable
+        if not isinstance(iterable, (list, tuple, range)):
+            items = list(iterable)
+        if chunksize is not None:
+            _positive("chunksize", chunksize)
+        progress = options.pop("progress", None)
+        if not items:
+            result.deliver(None, [])  # type: ignore[arg-type]
+            return result
+        job = MapJob(
+            result, func, items, star=star, chunksize=chunksize, by_value=self._by_value, options=options,
+            progress=progress,
+        )  # fmt: skip
+        result._value = job  # noqa: SLF001 - for whoever waits, and is interrupted
+        if _is_importing():
+            self._submit_chunks(job)
+        else:
+            self._crew.add_source(job)
+        return result
+
+    def _submit_chunks(self, job: MapJob) -> None:
+        """
+        Make all chunks here and now: this thread imports a module. To pickle what is of that module, the pool's thread
+        would wait for the end of the import, which may wait for the map.
+        """
+        if job.chunksize is None:
+            job.chunksize = -(-job.total // (4 * self._size))
+        job.counted_out = True  # it stands in no queue
+        tasks: list[Any] = []
+        try:
+            while (task := job.draw(None, 1)) is not None:
+                tasks.append(task)
+        except Exception as error:  # noqa: BLE001 - an item that cannot be pickled
+            job.fail(error)
+        else:
+            self._crew.submit_many(tasks)
+
+    def imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1, *, buffersize: int | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:  # fmt: skip
+        """
+        The results of `func` over *iterable*, in order, as they come.
+
+        It takes from *iterable*, in the thread that reads the results, what may be under way at once: *buffersize*
+        items, 1,000 by default. So an endless input is fine, and memory stays level.
+        """
+        return self._imap(func, iterable, chunksize, buffersize, options, ordered=True)
+
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1, *, buffersize: int | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:  # fmt: skip
+        """
+        As `imap`, each result as soon as it is there.
+        """
+        return self._imap(func, iterable, chunksize, buffersize, options, ordered=False)
+
+    def _imap(
+        self,
+        func: Any,
+        iterable: Any,
+        chunksize: int,
+        buffersize: int | None,
+        options: dict[str, Any],
+        *,
+        ordered: bool,
+    ) -> Iterator[Any]:
+        self._crew.check()
+        _positive("chunksize", chunksize)
+        return ResultIterator(
+            self._crew, func, iterable, ordered=ordered, chunksize=chunksize, buffersize=buffersize,
+            by_value=self._by_value, options=options,
+        )  # fmt: skip
+
+    def stream(
+        self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = _EMPTY, *,
+        buffersize: int = 16, **options: Any,
+    ) -> Stream:  # fmt: skip
+        """
+        The items of a generator (also an asynchronous one) that runs in a worker, which is never more than *buffersize*
+        items ahead of the reader. Closing the iterator ends it.
+        """
+        _positive("buffersize", buffersize)
+        stream = Stream(self._crew, buffersize)
+        stream.task = task = stream_task(
+            func, tuple(args), dict(kwds), WeakSink(stream), credit=buffersize, by_value=self._by_value, options=options
+        )
+        self._crew.submit(task)
+        return stream
+
+    # --- the pool ----------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """
+        Have the workers started now, and not with the first task.
+        """
+        self._crew.check()
+        self._crew.start(main=False)
+
+    def resize(self, processes: int) -> None:
+        """
+        Another number of workers. Those too many leave when they have done what they have.
+        """
+        _positive("processes", processes)
+        self._crew.check()
+        self._size = processes
+        self._crew.pump.call_soon(functools.partial(self._crew.resize, processes))
+
+    def close(self) -> None:
+        """
+        No more tasks. The workers leave when all is done.
+        """
+        self._crew.close()
+
+    def terminate(self) -> None:
+        """
+        End everything now: whoever waits for a result gets `PoolClosed`. Returns when the workers are gone.
+        """
+        if self._crew.pid != os.getpid():
+            return
+        self._crew.terminate()
+        if threading.current_thread() is not self._thread and self._crew.can_wait_for_end():
+            self._crew.ended.wait(self._crew.config.grace + 10.0)
+
+    def join(self, timeout: float | None = None) -> None:
+        """
+        Wait until the workers are gone.
+
+        Raises:
+            ValueError: Neither `close` nor `terminate` was called.
+            TimeoutError: *timeout* seconds have passed.
+        """
+        if not self._crew.closing:
+            raise ValueError("Pool is still running")
+        if threading.current_thread() is self._thread or self._crew.pid != os.getpid():
+            return  # a callback cannot wait for its own thread; in a forked copy there is nothing to wait for
+        for reader in list(self._crew.inputs.values()):
+            iterator = reader()
+            if iterator is not None:
+                iterator.drain_input()
+        if not self._crew.ended.wait(timeout):
+            raise TimeoutError(f"pool {self.name!r} has not ended within {timeout} s")
+        self._thread.join(timeout)
+
+    def __enter__(self) -> Self:
+        self._crew.check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and not self._crew.closing:
+            self.close()
+        if error is None:
+            try:
+                self._crew.end_streams()
+                self.join()
+            except BaseException:
+                self.terminate()
+                raise
+        else:
+            self.terminate()
+
+
+_open_pools: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def _serve(crew: Crew) -> None:
+    """
+    The pool's thread.
+    """
+    crew.thread = threading.get_ident()
+    try:
+        crew.pump.run()
+    except BaseException as error:  # noqa: BLE001 - somebody has closed its descriptors, say
+        crew.lose_pump(error)
+    finally:
+        crew.release()
+        crew.ended.set()
+
+
+def _is_importing() -> bool:
+    """
+    Whether this thread is in the midst of an import.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and getattr(frame.f_globals.get("__spec__"), "_initializing", False):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _of_main(function: Any) -> bool:
+    return getattr(pace_key(function), "__module__", None) == "__main__"
+
+
+def _at_exit() -> None:
+    """
+    At the end of the program: what is still open is terminated, all at once.
+    """
+    pools = [pool for pool in list(_open_pools) if pool._crew.pid == os.getpid() and not pool._crew.ended.is_set()]  # noqa: SLF001
+    for pool in pools:
+        pool._crew.terminate()  # noqa: SLF001
+    deadline = time.monotonic() + GRACE_SECONDS
+    for pool in pools:
+        pool._crew.ended.wait(max(0.0, deadline - time.monotonic()))  # noqa: SLF001
+
+
+atexit.register(_at_exit)
+__all__ = ["AsyncResult", "Hashable", "Pool", "PoolBase", "PoolEvent", "ThreadedPool"]

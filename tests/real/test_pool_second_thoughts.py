@@ -1,0 +1,100 @@
+"""What a second look at the pools found: imports that use pools, and signal handlers that end them."""
+
+import subprocess
+import sys
+
+import pytest
+
+BOMB = """
+import safespawn
+
+def square(number):
+    return number * number
+
+{use}
+"""
+
+USES = {
+    "pool": "with safespawn.Pool(2) as pool:\n    values = pool.map(square, range(20))",
+    "apply": "with safespawn.Pool(2) as pool:\n    values = pool.apply(square, (2,))",
+    "imap": "with safespawn.Pool(2) as pool:\n    values = list(pool.imap(square, range(20)))",
+    "executor": "with safespawn.Executor(2) as executor:\n    values = list(executor.map(square, range(20)))",
+}
+
+
+def run(program, tmp_path, *options):
+    """Run *program*, whose end is waited for within a bound."""
+    file = tmp_path / "program.py"
+    file.write_text(program, "utf-8")
+    argv = [sys.executable, *options, str(file)]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_module_that_maps_its_own_function_as_it_is_imported_makes_no_pools_without_end(use, tmp_path):
+    """The worker that imports the module for its task is refused a pool, with file and line, and nobody waits."""
+    (tmp_path / "bomb.py").write_text(BOMB.format(use=USES[use]), "utf-8")
+    code, _, error = run("if __name__ == '__main__':\n    import bomb\n", tmp_path)
+    assert code == 1
+    assert "MainReentered" in error
+    assert "importing module 'bomb'" in error
+    assert "bomb.py:8" in error
+
+
+def test_a_module_may_map_its_own_function_as_it_is_imported_by_the_application(tmp_path):
+    """The chunks of a map are pickled by the thread that imports, which has the lock that pickle asks for."""
+    use = "if safespawn.current_worker() is None:\n    with safespawn.Pool(2) as pool:\n        "
+    use += "values = pool.map(square, range(20))"
+    (tmp_path / "bomb.py").write_text(BOMB.format(use=use), "utf-8")
+    code, out, error = run("if __name__ == '__main__':\n    import bomb\n    print(bomb.values[3])\n", tmp_path)
+    assert (code, out, error) == (0, "9\n", "")
+
+
+HANDLER = """
+import os, signal, sys, threading, time
+import safespawn
+
+def end(*_):
+    began = time.monotonic()
+    pool.terminate()
+    print(time.monotonic() - began < 5)
+    raise SystemExit(0)
+
+if __name__ == "__main__":
+    pool = safespawn.Pool(2)
+    pool.map(abs, range(10))
+    signal.signal(signal.SIGTERM, end)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    while True:
+        {call}
+"""
+
+
+@pytest.mark.parametrize(
+    "call", ["pool.apply(time.sleep, (60,))", "pool.apply(abs, (1,))", "pool.apply_async(abs, (1,))"]
+)
+def test_a_signal_handler_may_terminate_the_pool_that_it_has_interrupted(call, tmp_path):
+    """Whatever the main thread is doing with the pool, `terminate` in a handler returns soon, and the program ends."""
+    assert run(HANDLER.format(call=call), tmp_path) == (0, "True\n", "")
+
+
+LATE = """
+import threading, time
+import safespawn
+
+def work():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    with safespawn.Pool(1) as pool:
+        print(pool.apply(abs, (-3,)))
+
+if __name__ == "__main__":
+    threading.Thread(target=work).start()
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="a thread cannot be started any more by then")
+def test_a_thread_that_outlives_the_main_thread_may_make_a_pool(tmp_path):
+    """What the standard library refuses to import by then is not needed."""
+    assert run(LATE, tmp_path) == (0, "3\n", "")
