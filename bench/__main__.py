@@ -16,7 +16,8 @@ import sys
 
 from bench.harness import Figure
 
-SUBJECTS = ("latency", "threads", "forked", "loop", "volume", "boot", "storm")
+POOL_SUBJECTS = ("pool_latency", "pool_rate", "pool_arrays", "pool_start", "pool_level")
+SUBJECTS = ("latency", "threads", "forked", "loop", "volume", "boot", "storm", *POOL_SUBJECTS)
 
 
 def main() -> int:

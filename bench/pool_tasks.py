@@ -1,0 +1,55 @@
+"""
+What the pools are given to do. Importable by every worker, and light: no worker pays for it when it starts.
+"""
+
+import time
+
+
+def tiny(number):
+    return number
+
+
+def turn(loops):
+    """
+    Keep a core busy: the work is counted, not timed, so that a worker which has to share its core takes longer.
+    """
+    for _ in range(loops):
+        pass
+
+
+def rest(seconds):
+    time.sleep(seconds)
+
+
+def numpy_sum(number):
+    import numpy as np
+
+    return float(np.full(10, number).sum())
+
+
+def ends(array):
+    """
+    Take an array, look at next to nothing of it.
+    """
+    return float(array[0]), float(array[-1])
+
+
+def total(array):
+    """
+    Take an array and read all of it.
+    """
+    return float(array.sum())
+
+
+def same(array):
+    """
+    Take an array, and give it back.
+    """
+    return array
+
+
+def negative(array):
+    """
+    Take an array, and give a new one back.
+    """
+    return -array
