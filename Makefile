@@ -6,6 +6,8 @@
 #   ARGS="-k pipe -x"   handed to pytest, or to the benchmark
 
 SHELL := /bin/sh
+# The tests start thousands of interpreters, and each would compile the library for itself.
+unexport PYTHONDONTWRITEBYTECODE
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=

@@ -4,10 +4,14 @@ What every test stands on: nothing is left behind, and one suite runs over every
 
 import inspect
 import os
+import signal
 
 import pytest
 
 from support import faces, leaks
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a shell, with &: Ctrl-C is tested all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NO_PROCESSES = os.sep + os.path.join("tests", "unit") + os.sep  # tests that start nothing are not asked what they left
 

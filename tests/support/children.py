@@ -3,6 +3,7 @@ What tests say to and about child processes.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,14 @@ def program(name, *arguments):
     The command line of a file in tests/programs.
     """
     return [*PYTHON, os.path.join(PROGRAMS, name), *map(str, arguments)]
+
+
+def complaints(stderr):
+    """
+    What a program in development mode says on stderr, without asyncio's word on steps over 0.1 s: on a busy machine, or
+    where nothing has been compiled yet, any step may be one. How long the library holds a loop up, `bench loop` tells.
+    """
+    return re.sub(r"^Executing <.*> took \d+\.\d+ seconds\n", "", stderr, flags=re.MULTILINE)
 
 
 def fields(text):
