@@ -308,10 +308,13 @@ async def aopen_process(
     decoder = text_mode(text, encoding, errors)
     spec = build_spec(args, options, hold=True)
     audit(args, options)
-    process = Process(current_engine() if engine is None else engine, spec, args)
+    engine = current_engine() if engine is None else engine
+    process = Process(engine, spec, args)
     ends = await adrive(process.start_flow(patient=True))
     try:
-        return AsyncProcess(process, ends, decoder, wait_eof=wait_eof)
+        held = AsyncProcess(process, ends, decoder, wait_eof=wait_eof)
+        engine.track(process, held)
+        return held
     except BaseException:
         close_all(ends)
         process.abandon()

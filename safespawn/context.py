@@ -133,7 +133,7 @@ class Popen:
         from safespawn._drive.interrupts import hold
 
         with hold():
-            self._held, self._born = _start(process.name, pickled, self._fds)
+            self._held, self._born = _start(self, process.name, pickled, self._fds)
             child = self._held.child
             assert child is not None  # noqa: S101 - it has started
             self.pid: int = child.pid
@@ -306,9 +306,9 @@ def get_context() -> SafespawnContext:
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
-def _start(name: str, pickled: bytes, fds: list[int]) -> "tuple[Held, int]":
+def _start(owner: Popen, name: str, pickled: bytes, fds: list[int]) -> "tuple[Held, int]":
     """
-    Start a process and send it what it is; returns it with its time of birth.
+    Start *owner*'s process and send it what it is; returns it with its time of birth.
     """
     from safespawn._core.process import Process as Held
     from safespawn._core.spec import SpawnSpec
@@ -332,7 +332,7 @@ def _start(name: str, pickled: bytes, fds: list[int]) -> "tuple[Held, int]":
         words, own_fd = messages(pickled, fds, parent_fd, None if tracker is None else tracker._resource_tracker._fd)
         worker = drive(_start_flow(engine, spec, words, main=b"__main__" in pickled))
         held.child = worker.child
-        engine.track(held)
+        engine.track(held, owner)
     finally:
         os.close(parent_fd)
         if own_fd >= 0:

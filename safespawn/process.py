@@ -81,8 +81,10 @@ class Popen:
         self._output: tuple[Any, Any] | None = None
         spec = build_spec(args, options, hold=True)
         audit(args, options)
-        process = Process(current_engine() if engine is None else engine, spec, args)
+        engine = current_engine() if engine is None else engine
+        process = Process(engine, spec, args)
         with hold():
+            engine.track(process, self)
             ends = drive(process.start_flow(patient=False))
             self._process = process
             try:
@@ -288,7 +290,8 @@ class Popen:
                 _closer(self.stdin)()
         finally:
             if self._started.owner_pid == os.getpid():
-                self._leave(stop=kind is not None)
+                with hold():  # a second Ctrl-C comes while something is waited for, not in between
+                    self._leave(stop=kind is not None)
 
     def _leave(self, *, stop: bool) -> None:
         try:

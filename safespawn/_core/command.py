@@ -80,11 +80,6 @@ class Engine(Protocol):
         """
         ...
 
-    def track(self, process: Any) -> None:
-        """
-        Remember, weakly, a process that is held.
-        """
-
     def adopt(self, process: Any) -> None:
         """
         Keep a process that its owner forgot while it runs.
@@ -165,8 +160,11 @@ def launch_flow(
             child.close()
             raise
         except DeadlinePassed:
-            yield from unanswered_flow(child)
-            engine.discard(connection)
+            try:
+                yield from unanswered_flow(child)
+            finally:  # Ctrl-C may come while it waits
+                engine.discard(connection)
+                child.close()
             raise
         except BaseException:
             engine.discard(connection)

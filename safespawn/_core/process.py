@@ -51,7 +51,6 @@ class Process:
         """
         Start it; returns the application's pipe ends, the caller's.
         """
-        self.engine.track(self)
         self.child, ends = yield from launch_flow(self.engine, self.spec, None, patient=patient)
         return ends
 
@@ -69,6 +68,13 @@ class Process:
         pid = os.getpid()
         if pid != self.owner_pid:
             raise ForeignCopy(f"process {self.pid}", owner_pid=self.owner_pid, pid=pid)
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether there is nothing to collect: it never started, its status is known, or can never be.
+        """
+        return self.child is None or self.returncode is not None or self.failure is not None
 
     def looks_ended(self) -> bool:
         """
@@ -275,10 +281,10 @@ class Process:
         """
         Its owner object is gone: one that still runs goes on, in the engine's keeping, and a warning says so.
         """
-        if self.child is None or self.returncode is not None or self.failure is not None:
+        if self.is_over:
             return
-        runs = not self.looks_ended()
         self.engine.adopt(self)
+        runs = not self.looks_ended()
         if runs and not self.spec.detached:
             warnings.warn(f"process {self.pid} is still running: {args!r}", ResourceWarning, source=owner, stacklevel=3)
 

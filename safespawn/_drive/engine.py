@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from typing import Any
 
 from safespawn._core.connection import Connection, give_up_write_ends
@@ -76,7 +77,8 @@ class Engine:
         self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
         self._earlier: list[Zygote] = []
         self._adopted: set[Any] = set()
-        self._held: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._held: dict[weakref.ref[Any], Any] = {}  # processes, by the object that a user holds
+        self._forgotten: deque[weakref.ref[Any]] = deque()  # those of these objects that are gone
         self._starting: dict[bool, Boot] = {}
         self._templates: dict[TemplateKey, Template] = {}
         self._preparing: dict[TemplateKey, Boot] = {}
@@ -99,7 +101,7 @@ class Engine:
         zygote = self._current.get(detached)
         if zygote is None or not zygote.usable or self.pid != os.getpid():
             return None
-        if self._adopted:
+        if self._adopted or self._forgotten:
             self.prune()
         ambient = self.look()
         if zygote.world is not ambient.world and zygote.world != ambient.world:
@@ -152,11 +154,13 @@ class Engine:
         """
         return is_readable(fd)
 
-    def track(self, process: Any) -> None:
+    def track(self, process: Any, owner: object) -> None:
         """
-        Remember, weakly, a process that is held: it is settled when this engine closes.
+        Remember a process for as long as *owner*, its object, lives: it is settled when this engine closes. One that
+        is forgotten while it runs is kept by `prune`, also if Ctrl-C came in the finalizer of *owner*: what is called
+        here runs no Python.
         """
-        self._held[id(process)] = process
+        self._held[weakref.ref(owner, self._forgotten.append)] = process
 
     def adopt(self, process: Any) -> None:
         """
@@ -297,6 +301,13 @@ class Engine:
         """
         Collect the forgotten processes that have ended, and forget the earlier zygotes that are gone.
         """
+        while self._forgotten:
+            try:
+                process = self._held.pop(self._forgotten.popleft(), None)
+            except IndexError:
+                break  # another thread was quicker
+            if process is not None and not process.is_over:
+                self.adopt(process)
         for process in list(self._adopted):
             if process.looks_ended():
                 self._adopted.discard(process)
@@ -343,10 +354,9 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - raised below: what was started ends before that, by force
                 interruption, deadline = error, 0.0
                 gone = (yield from zygote.close_flow(deadline)) and gone
-        for held in self._held.valuerefs():  # one atomic copy: other threads may start and forget meanwhile
-            process = held()
-            if process is not None:
-                yield from process.settle_flow()
+        for process in list(self._held.values()):  # one atomic copy: other threads may start and forget meanwhile
+            yield from process.settle_flow()
+        self._held.clear()
         for process in list(self._adopted):
             process.abandon()
         self._adopted.clear()

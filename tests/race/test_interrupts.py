@@ -8,20 +8,20 @@ import time
 
 from support.applications import Application, Census
 
-SECONDS = 3
+TIMES = 800
 
 
 def test_nothing_is_lost_when_ctrl_c_comes_at_random_moments():
     """Interrupted calls end in KeyboardInterrupt and nothing else, and leave no descriptor and no process."""
     census = Census()
-    with Application("race_interrupts", SECONDS) as app:
+    with Application("race_interrupts", TIMES) as app:
         facts = app.facts(60)
         app.process.wait(30)
-    assert facts["interrupted"] > 300, facts
+    assert facts["interrupted"] >= TIMES, facts
     assert facts["errors"] == []
     assert facts["left"] == []
     assert set(facts["zygote"].values()) == {0}
-    assert facts["boots"] == 1
+    assert facts["boots"] <= 1 + facts["suspicions"]  # a zygote that was late, on a busy machine, is replaced
     assert census.gone(2.0) == {}
 
 
