@@ -258,6 +258,14 @@ class Dispatcher:
             return
         self.waiting -= 1
 
+    def count_out(self, source: Source) -> None:
+        """
+        *source* makes no more tasks: it is not waited for any longer. A second time changes nothing.
+        """
+        if not source.counted_out:
+            source.counted_out = True
+            self.unfinished -= 1
+
     def _level(self, priority: int) -> deque[Any]:
         queue = self.queues.get(priority)
         if queue is None:

@@ -12,6 +12,7 @@ that it had not begun go to other workers, and the seat gets a new worker.
 Runs in: application.
 """
 
+import contextlib
 import copy
 import functools
 import os
@@ -33,6 +34,7 @@ from safespawn._drive.ledger import Ledger
 from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
 from safespawn._drive.pump import Pump
 from safespawn._drive.tempo import Tempo
+from safespawn._drive.worker import Worker
 from safespawn._worker import current
 from safespawn._worker import journal as cells
 from safespawn._worker.arena import Arena
@@ -49,8 +51,8 @@ from safespawn.errors import BrokenError, ForeignCopy
 _crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
 _hooked: list[int] = []
 
-
 BRISK_SECONDS = 0.0001  # a task that takes less is waited for awake
+UNREAD_SECONDS = 0.05  # until a worker that did not read is sent something again; arbitrary
 
 
 class Crew:
@@ -94,7 +96,6 @@ class Crew:
         self.failures = 0
         self.oom_kills: int | None = None  # in this control group, as last seen
         self.crashes: deque[float] = deque()
-        self._last_death = ""
         _crews.add(self)
         if not _hooked:
             _hooked.append(self.pid)
@@ -297,9 +298,7 @@ class Crew:
         """
         with hold(), self.lock:
             self.dispatcher.remove_source(source)
-            if not source.counted_out:
-                source.counted_out = True
-                self.dispatcher.unfinished -= 1
+            self.dispatcher.count_out(source)
             sent = [task for seat in self.dispatcher.seats for task in seat.tasks.values()]
         for task in sent:
             if getattr(task.sink, "job", None) is source:
@@ -348,25 +347,18 @@ class Crew:
                 if seat is None or seat.state is not BUSY:
                     return
                 max_tasks = self.config.max_tasks
-                if max_tasks is not None and (seat.tasks or seat.finished >= max_tasks):
-                    found = None  # one at a time, so that the count is exact
-                else:
-                    found = self.dispatcher.pick(seat, time.monotonic())
+                if max_tasks is not None and seat.tasks:
+                    return  # one at a time, so that the count is exact
+                if max_tasks is not None and seat.finished >= max_tasks:
+                    self.dispatcher.leave(seat)
+                    break
+                found = self.dispatcher.pick(seat, time.monotonic())
                 if found is None:
-                    if seat.tasks:
-                        return
-                    if max_tasks is not None and seat.finished >= max_tasks:
-                        self.dispatcher.leave(seat)
-                        recycle = True
-                    else:
+                    if not seat.tasks:
                         self.dispatcher.rest(seat)
-                        return
-                else:
-                    recycle = False
-            if recycle or found is None:
-                self.pump.call_soon(functools.partial(fate.recycle, self, post, "max_tasks"))
-                return
+                    return
             self._carry_out(seat, post, found)
+        self.pump.call_soon(functools.partial(fate.recycle, self, post, "max_tasks"))
 
     def _carry_out(self, seat: Seat, post: Post, found: "list[Task] | Source") -> None:
         """
@@ -384,9 +376,7 @@ class Crew:
                 here = seat.worker is post and seat.state is BUSY  # making the task may have taken its time
                 if task is None:
                     self.dispatcher.remove_source(source)
-                    if not source.counted_out:
-                        source.counted_out = True
-                        self.dispatcher.unfinished -= 1
+                    self.dispatcher.count_out(source)
                     if here and not seat.tasks:
                         self.dispatcher.rest(seat)
                 else:
@@ -409,24 +399,35 @@ class Crew:
             batch = found
         try:
             self.send(post, batch)
-        except BlockingIOError:  # it does not read: nothing is lost, the tasks go back
-            with self.lock:
-                for task in reversed(batch):
-                    if seat.tasks.pop(task.id, None) is not None:
-                        self.dispatcher.enqueue(task, first=True)
         except (BrokenPipeError, ConnectionResetError):
-            return  # its death will be told by the lifeline, with these tasks on it
+            return  # its death is told by the lifeline, with these tasks on it; if it was told before, they are queued
         except OSError as error:
-            from safespawn.pool_errors import PayloadLost
+            self._not_sent(seat, post, batch, error)
 
-            with self.lock:
-                for task in batch:
-                    if seat.tasks.pop(task.id, None) is not None:
-                        self.dispatcher.over(task)
-                if not seat.tasks and seat.state is BUSY:
-                    self.dispatcher.rest(seat)
-            for task in batch:
-                inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
+    def _not_sent(self, seat: Seat, post: Post, batch: list[Task], error: OSError) -> None:
+        """
+        A living worker did not get *batch*. If it does not read, the tasks go back into the queue; what cannot be sent
+        at all fails.
+        """
+        full = isinstance(error, BlockingIOError)
+        with self.lock:
+            if seat.worker is not post:
+                return  # it has died meanwhile: these tasks are queued again, or are its successor's
+            mine = [task for task in batch if seat.tasks.pop(task.id, None) is not None]
+            for task in reversed(mine):
+                self.dispatcher.enqueue(task, first=True) if full else self.dispatcher.over(task)
+            rests = not seat.tasks and seat.state is BUSY
+            if rests and not full:
+                self.dispatcher.rest(seat)
+        if full:
+            if rests:  # no result of its will bring it to mind
+                later = time.monotonic() + UNREAD_SECONDS
+                self.pump.call_soon(lambda: self.pump.call_at(later, functools.partial(self.supply, post)))
+            return
+        from safespawn.pool_errors import PayloadLost
+
+        for task in mine:
+            inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
 
     def send(self, post: Post, batch: list[Task]) -> None:
         """
@@ -434,8 +435,7 @@ class Crew:
         """
         worker = post.worker
         if worker.freed:
-            freed, worker.freed[:] = worker.freed[:], []
-            worker.send(RELEASED, freed)
+            self._send_freed(worker)
         first = batch[0]
         if first.parts or len(first.payload) > INLINE_BYTES:
             segment = self.arena.place([first.payload, *(first.parts or ())])
@@ -454,6 +454,17 @@ class Crew:
         for task in batch:
             if task.timeout is not None:
                 self.pump.call_soon(functools.partial(doom.limit, self, post, task.sent + task.timeout))
+
+    def _send_freed(self, worker: Worker) -> None:
+        freed = []
+        while worker.freed:  # finalizers add to it at any moment, other senders take from it
+            with contextlib.suppress(IndexError):
+                freed.append(worker.freed.pop())
+        try:
+            worker.send(RELEASED, freed)
+        except OSError:
+            worker.freed.extend(freed)
+            raise
 
     # --- a caller's own exchange with a worker -----------------------------------------------------------------------
     def lend(self, task: Task) -> Post | None:
@@ -536,32 +547,30 @@ class Crew:
             pass
         except BaseException as error:
             self._hand_over(post)
-            if isinstance(error, OSError):
-                self._fail_sent(post, task, error)
-                return True
+            if isinstance(error, OSError) and post.seat is not None:
+                self._not_sent(post.seat, post, [task], error)
+                return task.state is dispatch.OVER
             self.pump.call_soon(functools.partial(doom.doom_task, self, post, task, Doom("cancel")))
             raise
         self._hand_over(post)
         return False
 
-    def _fail_sent(self, post: Post, task: Task, error: OSError) -> None:
-        from safespawn.pool_errors import PayloadLost
-
-        with self.lock:
-            seat = post.seat
-            if seat is not None and seat.tasks.pop(task.id, None) is not None:
-                self.dispatcher.over(task)
-                if seat.state is BUSY and not seat.tasks:
-                    self.dispatcher.rest(seat)
-        inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
-
-    def _give_back(self, post: Post) -> None:
+    def _take_from_caller(self, post: Post) -> None:
+        """
+        The pump reads the worker's results again.
+        """
         with self.lock:
             seat = post.seat
             if seat is not None and seat.state is LENT:
                 seat.state = BUSY
                 seat.lender = None  # it would keep the result
         self.watch_socket(post)
+
+    def _give_back(self, post: Post) -> None:
+        """
+        A caller is through with its worker.
+        """
+        self._take_from_caller(post)
         self.supply(post)
         if self.closing:
             self.maybe_over()
@@ -569,12 +578,10 @@ class Crew:
             self.pump.call_soon(functools.partial(self.bury_if_dead, post))
 
     def _hand_over(self, post: Post) -> None:
-        with self.lock:
-            seat = post.seat
-            if seat is not None and seat.state is LENT:
-                seat.state = BUSY
-                seat.lender = None  # it would keep the result
-        self.watch_socket(post)
+        """
+        A caller leaves its worker with the task on it.
+        """
+        self._take_from_caller(post)
         self.pump.call_soon(functools.partial(self.bury_if_dead, post))
 
     def bury_if_dead(self, post: Post) -> None:
@@ -661,9 +668,7 @@ class Crew:
             for task in tasks:
                 self.dispatcher.over(task)
             for source in sources:
-                if not source.counted_out:
-                    source.counted_out = True
-                    self.dispatcher.unfinished -= 1
+                self.dispatcher.count_out(source)
         return tasks, sources
 
     # --- the end, from any thread ------------------------------------------------------------------------------------
@@ -683,16 +688,7 @@ class Crew:
             self.closing = True
         self.pump.call_soon(self._terminate)
 
-    # --- the pump: starting ------------------------------------------------------------------------------------------
-
-    # --- the pump: what workers say ----------------------------------------------------------------------------------
-
-    # --- the pump: death ---------------------------------------------------------------------------------------------
-
-    # --- the pump: ending a task -------------------------------------------------------------------------------------
-
-    # --- the pump: leaving -------------------------------------------------------------------------------------------
-
+    # --- where the pump runs -----------------------------------------------------------------------------------------
     def maybe_over(self) -> None:
         """
         After close, when no task is left: have the pump look whether this is the end.
@@ -775,11 +771,13 @@ class Crew:
         A bug of ours, or no memory left: nobody shall wait for ever.
         """
         inbox.report(error)
-        if self.pump.stopped:
-            return
-        trouble = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
-        trouble.__cause__ = error
-        self.break_down(trouble)
+        if not self.pump.stopped:
+            self.break_down(self._engine_error(error))
+
+    def _engine_error(self, error: BaseException) -> BrokenError:
+        broken = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
+        broken.__cause__ = error
+        return broken
 
     def _finished(self) -> None:
         if self.ended.is_set():
@@ -795,9 +793,7 @@ class Crew:
         The pump cannot go on: nobody shall wait for it.
         """
         inbox.report(error)
-        broken = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
-        broken.__cause__ = error
-        self.broken = self.broken or broken
+        self.broken = self.broken or self._engine_error(error)
         with self.lock:
             self.closing = self.terminating = True
             lent = [seat for seat in self.dispatcher.seats if seat.state is LENT]
@@ -922,12 +918,6 @@ class Crew:
             self.pump.forget_in_copy()
         except OSError:
             pass  # it was being closed at the fork
-
-
-# --- flows ------------------------------------------------------------------------------------------------------------
-
-
-# --- small things -----------------------------------------------------------------------------------------------------
 
 
 def _forget_in_copy() -> None:

@@ -6,6 +6,7 @@ Runs in: application.
 
 import _socket
 import array
+import errno
 import marshal
 import os
 import signal
@@ -100,16 +101,21 @@ class Worker:
         socket = self.socket
         if socket is None:
             raise BrokenPipeError
-        if len(data) > RECEIVE_BYTES:
-            long_fd = write_long(data)
-            try:
-                _send_fds(socket, bytes((LONG,)), [long_fd] if fd < 0 else [long_fd, fd])
-            finally:
-                os.close(long_fd)
-        elif fd < 0:
-            socket.send(data, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
-        else:
-            _send_fds(socket, data, [fd])
+        try:
+            if len(data) > RECEIVE_BYTES:
+                long_fd = write_long(data)
+                try:
+                    _send_fds(socket, bytes((LONG,)), [long_fd] if fd < 0 else [long_fd, fd])
+                finally:
+                    os.close(long_fd)
+            elif fd < 0:
+                socket.send(data, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
+            else:
+                _send_fds(socket, data, [fd])
+        except OSError as error:
+            if error.errno == errno.EBADF and self.socket is None:  # it was buried meanwhile, by the pump
+                raise BrokenPipeError from None
+            raise
 
     def send_journal(self, slot: int, fd: int, inheritance: Inheritance | None) -> None:
         """
