@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from safespawn.pool_errors import TaskTimeout as TaskTimeout
     from safespawn.pool_errors import UnpicklableResult as UnpicklableResult
     from safespawn.pool_errors import UnpicklableTask as UnpicklableTask
+    from safespawn.pool_errors import WaitInCallback as WaitInCallback
     from safespawn.pool_errors import WorkerDied as WorkerDied
     from safespawn.pool_errors import WorkerMemoryExceeded as WorkerMemoryExceeded
+    from safespawn.pool_errors import WrongLoop as WrongLoop
     from safespawn.process import Popen as Popen
     from safespawn.process import open_process as open_process
     from safespawn.supervisor import Supervisor as Supervisor
@@ -88,8 +90,10 @@ _HOMES = {
     "TimeoutExpired": "errors",
     "UnpicklableResult": "pool_errors",
     "UnpicklableTask": "pool_errors",
+    "WaitInCallback": "pool_errors",
     "WorkerDied": "pool_errors",
     "WorkerMemoryExceeded": "pool_errors",
+    "WrongLoop": "pool_errors",
     "acheck_output": "_functions",
     "aopen_process": "aprocess",
     "arun": "_functions",
@@ -110,8 +114,8 @@ __all__ = [
     "AsyncPool", "AsyncProcess", "CalledProcessError", "CompletedProcess", "CrashLoop", "Executor",
     "InitializerFailed", "MainReentered", "OrderError", "Pool", "PoolClosed", "PoolEvent", "Popen", "PreloadError",
     "Process", "RemoteError", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled", "TaskTimeout",
-    "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WorkerDied",
-    "WorkerMemoryExceeded",
+    "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback",
+    "WorkerDied", "WorkerMemoryExceeded", "WrongLoop",
     "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "current_worker", "errors",
     "get_context", "guard", "init", "open_process", "run", "statistics",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, cast
 
-from safespawn._core.dispatch import Pace, Task, describe
+from safespawn._core.dispatch import Pace, Task, describe, unwrapped
 from safespawn._core.options import deadline_after
 from safespawn._drive.crew import Crew
 from safespawn._progress import reporter
@@ -749,8 +749,7 @@ def pace_key(function: Any) -> Any:
     """
     What the pace of *function* is remembered by.
     """
-    while hasattr(function, "func") and hasattr(function, "args"):  # functools.partial, a new one each time
-        function = function.func
+    function = unwrapped(function)  # there may be a new partial each time
     function = getattr(function, "__func__", function)
     try:
         hash(function)

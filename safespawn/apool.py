@@ -19,9 +19,10 @@ from typing import Any, Self
 from safespawn._aresults import CANCEL_SECONDS, AsyncResults, AsyncStream, Items, Results, pause
 from safespawn._core import dispatch
 from safespawn._core.dispatch import Task
+from safespawn._drive import muster
 from safespawn._drive.async_driver import Home, Latch, find_home, shielded
 from safespawn._drive.crew import BRISK_SECONDS, Crew
-from safespawn._results import BUFFER, MapJob, call_task, pace_key, stream_task
+from safespawn._results import BUFFER, MapJob, call_task, stream_task
 from safespawn._worker import journal as cells
 from safespawn.errors import BadArgument, BadArgumentType
 from safespawn.pool import PoolBase
@@ -101,7 +102,7 @@ class AsyncPool(PoolBase):
             raise
         self._crew.warm()
         if self._eager is not None:
-            self._crew.start(main=getattr(pace_key(self._eager), "__module__", None) == "__main__")
+            self._crew.start(main=muster.is_main(self._eager))
         return self
 
     async def _serve(self, *, task_status: Any) -> None:

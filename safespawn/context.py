@@ -124,7 +124,7 @@ class Popen:
     DupFd = InheritedFd
 
     def __init__(self, process: processes.BaseProcess) -> None:
-        _check_not_loading_main(type(process).__name__)
+        current.refuse_reentry(f"{type(process).__name__}.start")
         self.returncode: int | None = None
         self._owner_pid = os.getpid()
         self._fds: list[int] = []
@@ -420,6 +420,7 @@ def _send_flow(worker: "Worker", words: list[tuple[bytes, list[int]]]) -> "Flow[
     """
     from safespawn._core.explain import spawn_error
     from safespawn._core.flow import READ, WRITE
+    from safespawn._drive.worker import start_error
 
     socket = worker.socket
     assert socket is not None  # noqa: S101 - it has just been started
@@ -447,22 +448,7 @@ def _send_flow(worker: "Worker", words: list[tuple[bytes, list[int]]]) -> "Flow[
     except BlockingIOError:
         return  # it is stopped: it will go on, or not
     if said[:1] == bytes((START_FAILED,)):
-        stage, number, name = said[1:].split(b"\0", 2)
-        raise spawn_error(int(number), os.fsdecode(name) or None, stage=stage.decode(), argv=worker.child.spec.argv)
-
-
-def _check_not_loading_main(what: str) -> None:
-    """
-    Refuse a process that is started while another one loads the program's own file.
-    """
-    if current.loading_main is None:
-        return
-    from safespawn.pool_errors import MainReentered
-
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("safespawn", "multiprocessing")):
-        frame = frame.f_back
-    raise MainReentered(f"{what}.start", filename=frame.f_code.co_filename, lineno=frame.f_lineno)
+        raise start_error(said, worker.child.spec.argv)
 
 
 # --- ending -----------------------------------------------------------------------------------------------------------

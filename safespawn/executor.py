@@ -2,7 +2,7 @@
 `Executor`: concurrent.futures.ProcessPoolExecutor's methods over workers that are forked from a clean template.
 
 What differs from the standard one: a dead worker fails its own future and no other; a call that runs can be cancelled;
-what cannot be pickled fails where it is submitted.
+what cannot be pickled names the path to it.
 
 Runs in: application, any thread. One thread of ours serves an executor; it is started with it.
 """

@@ -16,11 +16,12 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from safespawn._core.cpus import usable_cpus
+from safespawn._drive import muster
 from safespawn._drive.blocking import drive
 from safespawn._drive.crew import Crew
 from safespawn._drive.engine import Engine
@@ -36,7 +37,6 @@ from safespawn._results import (
     Stream,
     WeakSink,
     call_task,
-    pace_key,
     stream_task,
 )
 from safespawn._worker import current, main_module
@@ -100,7 +100,7 @@ class PoolBase:
         on_event: Callable[[PoolEvent], object] | None = None,
     ) -> None:
         del context
-        _check_not_loading_main(type(self).__name__)
+        current.refuse_reentry(type(self).__name__)
         cpus = usable_cpus()
         size = cpus if processes is None else _positive("processes", processes)
         if maxtasksperchild is not None:
@@ -226,20 +226,6 @@ def _cpu_sets(affinity: Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(each) for each in affinity)
 
 
-def _check_not_loading_main(what: str) -> None:
-    """
-    Refuse a pool that is made while a worker loads the program's own file.
-    """
-    if current.loading_main is None:
-        return
-    from safespawn.pool_errors import MainReentered
-
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("safespawn"):
-        frame = frame.f_back
-    raise MainReentered(what, filename=frame.f_code.co_filename, lineno=frame.f_lineno)
-
-
 class ThreadedPool(PoolBase):
     """
     What `Pool` and `Executor` have in common: a thread that serves them.
@@ -295,7 +281,7 @@ class Pool(ThreadedPool):
         super()._open()
         _open_pools.add(self)
         if self._eager is not None:
-            self._crew.start(main=_of_main(self._eager))
+            self._crew.start(main=muster.is_main(self._eager))
         standard: Any = importlib.import_module(
             "multiprocessing.pool"
         )  # while the template boots; the errors need it too
@@ -642,10 +628,6 @@ def _is_importing() -> bool:
     return False
 
 
-def _of_main(function: Any) -> bool:
-    return getattr(pace_key(function), "__module__", None) == "__main__"
-
-
 def _at_exit() -> None:
     """
     At the end of the program: what is still open is terminated, all at once.
@@ -659,4 +641,4 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-__all__ = ["AsyncResult", "Hashable", "Pool", "PoolBase", "PoolEvent", "ThreadedPool"]
+__all__ = ["AsyncResult", "Pool", "PoolBase", "PoolEvent", "ThreadedPool"]

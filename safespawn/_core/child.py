@@ -23,6 +23,7 @@ import attrs
 from safespawn._core.connection import Connection, Truncated, close_all
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
+from safespawn._core.procfs import zombie_status
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import Usage, decode_status
 from safespawn._zygote import wire
@@ -431,13 +432,8 @@ def kernels_word(pid: int, pidfd: int, born: int) -> int | None:
     """
     status = kept_status(pidfd)
     if status is None:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            if int(fields[19]) == born and fields[0] in (b"Z", b"X"):
-                return int(fields[49])
-        except (OSError, IndexError, ValueError):
-            pass  # reaped, just now perhaps
+        status = zombie_status(pid, born)
+    if status is None:  # reaped, just now perhaps
         status = kept_status(pidfd)
     return status
 

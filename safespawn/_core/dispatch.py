@@ -122,12 +122,20 @@ class Task:
         return describe(self.function)
 
 
+def unwrapped(function: Any) -> Any:
+    """
+    The function that a functools.partial, or one of such a one, calls.
+    """
+    while hasattr(function, "func") and hasattr(function, "args"):
+        function = function.func
+    return function
+
+
 def describe(function: Any) -> str:
     """
     A function's name for people.
     """
-    while hasattr(function, "func") and not hasattr(function, "__qualname__"):
-        function = function.func  # functools.partial
+    function = unwrapped(function)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module = getattr(function, "__module__", None)
     return f"{module}.{name}" if module else name

@@ -1,5 +1,5 @@
 """
-What /proc says of processes that concern us; read only when something went wrong.
+What /proc says of processes that concern us; read when something went wrong, and once for each worker.
 
 Runs in: application, any thread. Source: proc(5).
 """
@@ -7,18 +7,73 @@ Runs in: application, any thread. Source: proc(5).
 import os
 
 
+def stat_fields(pid: int) -> list[bytes]:
+    """
+    The fields of /proc/PID/stat from the state letter on, which is the third; none when *pid* is gone.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def birth(pid: int) -> int:
+    """
+    When *pid* was born, in clock ticks since the boot of the machine; 0 when it is gone.
+    """
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def zombie_status(pid: int, born: int) -> int | None:
+    """
+    The wait status of *pid*, while it is the zombie of who was born then.
+    """
+    fields = stat_fields(pid)
+    if fields and fields[0] in (b"Z", b"X") and int(fields[19]) == born:
+        return int(fields[49])
+    return None
+
+
+def oom_kills() -> int | None:
+    """
+    How many processes the kernel has killed for want of memory in this control group; None where that cannot be read.
+
+    Source: cgroup-v2, memory.events.
+    """
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as file:
+            path = next((line.strip().partition("::")[2] for line in file if line.startswith("0::")), None)
+        if path is None:
+            return None
+        with open(f"/sys/fs/cgroup{path}/memory.events", encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    except OSError:
+        return None
+    return None
+
+
 def looks(pid: int) -> tuple[str | None, str | None]:
     """
     State letter and kernel function of *pid*, each None where it cannot be read.
     """
-    state = wchan = None
+    fields = stat_fields(pid)
+    state = fields[0].decode() if fields else None
+    wchan = None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state = file.read().rpartition(b")")[2].split()[0].decode()
         with open(f"/proc/{pid}/wchan", "rb") as file:
             wchan = file.read().decode() or None
-    except (OSError, IndexError):
-        pass
+    except OSError:
+        pass  # gone, or not ours to look at
     return state, wchan if wchan != "0" else None
 
 

@@ -8,7 +8,6 @@ Runs in: application, where the pump runs.
 
 import functools
 import os
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,11 @@ from safespawn._drive import fate, inbox
 from safespawn._drive.post import Doom, Post
 from safespawn._worker import journal as cells
 from safespawn._worker.journal import Journal
+from safespawn._worker.messages import INTERRUPT_SIGNAL, STACKS_SIGNAL
 
 if TYPE_CHECKING:
     from safespawn._drive.crew import Crew
 
-STACKS_SIGNAL = signal.SIGRTMAX - 5  # as in _worker.worker, which is not for the application to import
-INTERRUPT_SIGNAL = signal.SIGRTMAX - 4
 STACKS_SECONDS = 0.1  # for a dump, which takes a millisecond where the worker can run at all
 SOFT_SECONDS = 0.2  # for a task to end by the exception that is raised in it
 LOOK_SECONDS = 0.005  # between looks at what has no descriptor
@@ -64,7 +62,6 @@ def doom_task(crew: "Crew", post: Post, task: Task, doom: Doom) -> None:
     seat = post.seat
     if task.doom is not None or post.ended or seat is None or task.id not in seat.tasks:
         return
-    doom.since = time.monotonic()
     task.doom = doom
     crew.pump.spawn(doom_flow(crew, post, task, doom), fate.ignore)
 

@@ -18,21 +18,18 @@ import attrs
 from safespawn._core.child import end_flow, exit_flow, kernels_word, release_flow, sweep_flow, take_news
 from safespawn._core.dispatch import LENT, Task
 from safespawn._core.flow import DeadlinePassed, Flow
-from safespawn._core.status import decode_status
+from safespawn._core.procfs import oom_kills
 from safespawn._drive import doom, inbox, muster
 from safespawn._drive.post import Post
 from safespawn._drive.worker import Worker
 from safespawn._worker import journal as cells
-from safespawn._worker.messages import (
-    STOP,
-)
-from safespawn.errors import SafespawnError
+from safespawn._worker.messages import STOP
+from safespawn.errors import SafespawnError, _signal_name
 
 if TYPE_CHECKING:
     from safespawn._drive.crew import Crew
 
 TERM_SECONDS = 0.1  # between SIGTERM and SIGKILL of a worker whose task did not
-LOOK_SECONDS = 0.005  # between looks at what has no descriptor
 CRASH_SECONDS = 10.0  # so many deaths of workers that had done nothing, in this time, are a loop
 CRASHES_PER_SEAT = 3
 
@@ -62,11 +59,7 @@ def on_life(crew: "Crew", post: Post, _events: int) -> None:
     try:
         if not take_news(child):
             return
-    except EOFError:
-        crew.pump.unwatch(child.connection.fileno())
-        orphaned(crew, post)
-        return
-    except SafespawnError:
+    except (EOFError, SafespawnError):
         crew.pump.unwatch(child.connection.fileno())
         orphaned(crew, post)
         return
@@ -128,6 +121,7 @@ def settle(crew: "Crew", post: Post) -> None:
     crew.unwatch_socket(post)
     words = last_words(crew, post)
     child = worker.child
+    returncode = child.returncode
     if post in crew.spares:
         crew.spares.remove(post)
     victim, dropped, idle_death = clear_seat(crew, post, words.running)
@@ -137,11 +131,8 @@ def settle(crew: "Crew", post: Post) -> None:
         if each.doom.why == "cancel":
             doom.tell_cancelled(crew, each)
         else:  # its time was over while its worker was stopped
-            each.doom.ended_by = each.doom.ended_by or end_of(
-                None if post.worker.child.status is None else post.worker.child.returncode
-            )
+            each.doom.ended_by = each.doom.ended_by or end_of(returncode)
             inbox.fail(crew, each, doom.doom_error(crew, each, post))
-    returncode = None if child.status is None else decode_status(child.status)
     crew.arena.released(post.segments)
     connection = child.connection
     zygote = connection.zygote
@@ -385,7 +376,7 @@ def _end_orphan_flow(worker: Worker, grace: float, *, asked: bool) -> Flow[None]
         worker.signal(number)
         limit = time.monotonic() + seconds
         while worker.orphan_fd >= 0 and time.monotonic() < limit:
-            yield {}, min(limit, time.monotonic() + LOOK_SECONDS)
+            yield {}, min(limit, time.monotonic() + doom.LOOK_SECONDS)
         if worker.orphan_fd < 0:
             return
 
@@ -395,33 +386,10 @@ def ignore(_result: Any, error: BaseException | None) -> None:
         raise error
 
 
-def oom_kills() -> int | None:
-    """
-    How many processes the kernel has killed for want of memory in this control group; None where that cannot be read.
-
-    Source: cgroup-v2, memory.events.
-    """
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
-            path = next((line.strip().partition("::")[2] for line in file if line.startswith("0::")), None)
-        if path is None:
-            return None
-        with open(f"/sys/fs/cgroup{path}/memory.events", encoding="ascii") as file:
-            for line in file:
-                name, _, value = line.partition(" ")
-                if name == "oom_kill":
-                    return int(value)
-    except OSError:
-        return None
-    return None
-
-
 def end_of(returncode: int | None) -> str:
+    """
+    The short word for how a worker ended: "SIGKILL", "exit", or nothing where that is not known.
+    """
     if returncode is None:
         return ""
-    if returncode >= 0:
-        return "exit"
-    try:
-        return signal.Signals(-returncode).name
-    except ValueError:
-        return f"signal {-returncode}"
+    return "exit" if returncode >= 0 else _signal_name(-returncode)

@@ -20,8 +20,8 @@ from safespawn._core.procfs import looks
 from safespawn._zygote import wire
 from safespawn.errors import SpawnError
 
-LATE_SECONDS = 1.0
-SHARED_SECONDS = 0.05  # between looks whether another asker has taken what was ours
+LATE_SECONDS = 1.0  # without an answer: a thousand times what one takes, and short enough for whoever waits
+SHARED_SECONDS = 0.05  # between looks whether another asker has taken what was ours; arbitrary
 
 
 class Generation:
@@ -44,7 +44,6 @@ class Generation:
         self.pid = pid
         self.facts = facts
         self.owner_pid: int = os.getpid()
-        self.booted: float = time.monotonic()
         self.usable: bool = True
         self.world: tuple[object, ...] | None = None
         self.closed: bool = False
@@ -253,8 +252,6 @@ class Generation:
         Let go of what belongs to it, if it has ended and nobody is about to look at it.
         """
         raise NotImplementedError
-
-    # --- doubts ------------------------------------------------------------------------------------------------------
 
     def looks(self) -> tuple[str | None, str | None]:
         """

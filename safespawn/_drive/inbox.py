@@ -15,9 +15,9 @@ from pickle import loads
 from typing import TYPE_CHECKING, Any
 
 from safespawn._core.dispatch import BUSY, LENT, PREPARING, Task
-from safespawn._core.explain import spawn_error
 from safespawn._drive import doom, fate
 from safespawn._drive.post import Post
+from safespawn._drive.worker import start_error
 from safespawn._worker.arena import receive
 from safespawn._worker.messages import (
     BIG_RESULT,
@@ -70,8 +70,7 @@ def take(crew: "Crew", post: Post, data: bytes, fd: int) -> "list[tuple[Task, in
     if kind == RESULTS:
         return records(crew, post, data, 1)
     if kind == START_FAILED:
-        stage, number, name = bytes(data[1:]).split(b"\0", 2)
-        post.start_error = spawn_error(int(number), os.fsdecode(name) or None, stage=stage.decode(), argv=(b"worker",))
+        post.start_error = start_error(data, (b"worker",))
         return None
     if kind == LONG:
         return None  # its descriptor found no room here: a log record is lost

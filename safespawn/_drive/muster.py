@@ -14,9 +14,10 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from safespawn._core.dispatch import BUSY, EMPTY, ENDING, IDLE, LENT, PREPARING, STARTING, Seat, Task
+from safespawn._core.dispatch import BUSY, EMPTY, ENDING, IDLE, LENT, PREPARING, STARTING, Seat, Task, unwrapped
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow
+from safespawn._core.procfs import oom_kills
 from safespawn._drive import doom, fate
 from safespawn._drive.post import Post
 from safespawn._drive.template import BOOT_SECONDS, THREADS_OF_LIBRARIES, Template, TemplateKey
@@ -30,7 +31,7 @@ START_ATTEMPTS = 3  # in a row, of one seat
 
 
 def begin(crew: "Crew") -> None:
-    crew.oom_kills = fate.oom_kills()
+    crew.oom_kills = oom_kills()
     if crew.config.max_rss_bytes is not None:
         crew.pump.call_at(time.monotonic() + doom.WATCH_SECONDS, functools.partial(doom.watch_memory, crew))
     fill(crew)
@@ -304,6 +305,4 @@ def _log_level() -> int | None:
 
 
 def is_main(function: Any) -> bool:
-    while hasattr(function, "func"):
-        function = function.func
-    return getattr(function, "__module__", None) in {"__main__", "__mp_main__"}
+    return getattr(unwrapped(function), "__module__", None) in {"__main__", "__mp_main__"}

@@ -18,7 +18,7 @@ class PoolEvent(NamedTuple):
     Something that happened to a worker of a pool.
 
     Attributes:
-        kind: "started", "ready", "died", "recycled", "stopped", "resized", "broken".
+        kind: "started", "ready", "died", "recycled", "stopped", "broken".
         worker: Its index, or -1.
         pid: Its process id, or 0.
         time: Seconds since the epoch.
@@ -87,14 +87,12 @@ class Doom:
         stack: What the worker ran, if it was asked.
         size: Resident bytes, for "memory".
         ended_by: What ended it.
-        since: Monotonic time.
     """
 
     why: str
     stack: str = ""
     size: int = 0
     ended_by: str = ""
-    since: float = 0.0
 
 
 class Post:

@@ -23,7 +23,6 @@ from typing import Any
 from safespawn._core.flow import Flow, Want
 
 Handler = Callable[[int], object]
-ONCE = select.EPOLLIN | select.EPOLLONESHOT  # tells of one event, then is quiet until it is asked again
 
 
 class Pump:
@@ -58,12 +57,6 @@ class Pump:
         """
         self.handlers[fd] = handler
         self.epoll.register(fd, events)
-
-    def again(self, fd: int) -> None:
-        """
-        Tell of the next event of *fd*, which is watched with `ONCE`.
-        """
-        self.epoll.modify(fd, ONCE)
 
     def unwatch(self, fd: int) -> None:
         """
@@ -216,10 +209,7 @@ class Pump:
         _originals.append(self._flows)
         self._flows = {}
         self._waits = {}
-        if self.wake_fd >= 0:
-            fd, self.wake_fd = self.wake_fd, -1
-            self.epoll.close()
-            os.close(fd)
+        self._let_go()
 
     def close(self) -> None:
         """
@@ -229,6 +219,9 @@ class Pump:
         for running in list(self._flows):
             running.flow.close()
         self._flows.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self.wake_fd >= 0:
             fd, self.wake_fd = self.wake_fd, -1
             self.epoll.close()

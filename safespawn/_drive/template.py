@@ -22,6 +22,7 @@ from safespawn._core.connection import close_all
 from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._core.spec import SpawnSpec
 from safespawn._drive.generation import SHARED_SECONDS, Generation
+from safespawn._worker.messages import write_long
 from safespawn._zygote import wire
 from safespawn.errors import BootError, RemoteProtocolError, SafespawnError
 
@@ -272,14 +273,7 @@ def _config(key: TemplateKey, connections: int) -> int:
         "preload": list(key.preload),
         "connections": connections,
     }
-    fd = os.memfd_create("safespawn-config", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, marshal.dumps(config))
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return write_long(marshal.dumps(config))
 
 
 def _spec(key: TemplateKey, env: dict[bytes, bytes], fds: tuple[int, ...]) -> SpawnSpec:

@@ -17,14 +17,15 @@ import attrs
 
 from safespawn._core.child import Child, send_request, start_flow, tell
 from safespawn._core.connection import close_all
+from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow
+from safespawn._core.procfs import birth
 from safespawn._core.spec import SpawnSpec
 from safespawn._drive.template import Template
 from safespawn._worker.arena import Arena
-from safespawn._worker.messages import INLINE_BYTES, JOURNAL, LONG, RECEIVE_BYTES, SETUP
-from safespawn._worker.payload import read_long, write_long
+from safespawn._worker.messages import INLINE_BYTES, JOURNAL, LONG, RECEIVE_BYTES, SETUP, read_long, write_long
 from safespawn._zygote import wire
-from safespawn.errors import BootError
+from safespawn.errors import BootError, SpawnError
 
 if TYPE_CHECKING:
     from safespawn._drive.ledger import Ledger
@@ -70,8 +71,7 @@ class Worker:
     """
 
     __slots__ = (
-        "awake", "born", "child", "freed", "journal", "last_words", "orphan_fd", "pid", "place", "socket", "started",
-        "text_from",
+        "awake", "born", "child", "freed", "journal", "last_words", "orphan_fd", "pid", "place", "socket", "text_from",
     )  # fmt: skip
 
     def __init__(self, child: Child, socket: _socket.socket) -> None:
@@ -82,7 +82,6 @@ class Worker:
         self.pid: int = child.pid
         self.born: int = birth(child.pid)
         self.orphan_fd: int = -1
-        self.started: float = time.monotonic()
         self.awake: bool = False  # what it was told to do between messages that follow one another closely
         self.last_words: float = 0.0  # when the last result came in a direct exchange
         self.freed: list[int] = []  # its segments that are not used here any more
@@ -232,22 +231,12 @@ def _send_fds(socket: _socket.socket, data: bytes, fds: list[int]) -> None:
     socket.sendmsg((data,), rights, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
 
 
-def birth(pid: int) -> int:
+def start_error(said: bytes, argv: tuple[bytes, ...]) -> SpawnError:
     """
-    When *pid* was born, in clock ticks; 0 when it is gone.
-
-    Source: proc_pid_stat(5), starttime.
+    The error that a START_FAILED message tells of.
     """
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
-    except (OSError, IndexError):
-        return 0
-    finally:
-        os.close(fd)
+    stage, number, name = said[1:].split(b"\0", 2)
+    return spawn_error(int(number), os.fsdecode(name) or None, stage=stage.decode(), argv=argv)
 
 
 def start_worker_flow(

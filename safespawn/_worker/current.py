@@ -4,6 +4,8 @@ What a worker knows of itself: `safespawn.current_worker()`.
 Runs in: worker; in the application everything is empty.
 """
 
+import sys
+
 
 class CurrentWorker:
     """
@@ -30,6 +32,23 @@ class CurrentWorker:
 worker: CurrentWorker | None = None
 loading_main: str | None = None  # the file, while the application's __main__ is being loaded
 unpacking = False  # the main thread unpickles what it was sent: a module that is imported now is imported for that
+
+
+def refuse_reentry(what: str) -> None:
+    """
+    Refuse *what*, which starts processes, while this process loads the program's own file for a task.
+
+    Raises:
+        MainReentered: It does. The processes would load that file too, and theirs, without end.
+    """
+    if loading_main is None:
+        return
+    from safespawn.pool_errors import MainReentered
+
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("safespawn", "multiprocessing")):
+        frame = frame.f_back
+    raise MainReentered(what, filename=frame.f_code.co_filename, lineno=frame.f_lineno)
 
 
 def current_worker() -> CurrentWorker | None:

@@ -5,7 +5,7 @@ A worker that is killed can say nothing any more. So it writes down what it does
 runs, since when, and the results that it has not sent yet. The application reads this when the worker is dead, and to
 learn what a live one is at. The traceback that faulthandler writes at a crash goes into the same memory.
 
-    cells    eight numbers of 64 bits
+    cells    seven numbers of 64 bits
     results  records that were not sent yet; after a send the count goes back to 0, so a record may be seen twice
     stderr   a ring of the last bytes that Python code wrote to stderr
     text     what faulthandler wrote, one dump behind the other
@@ -19,7 +19,7 @@ import mmap
 import os
 from typing import Self
 
-RUNNING, SINCE_NS, COMMITTED, INTERRUPT, FINISHED, STDERR_BYTES, AWAKE, ITEM = range(8)  # ITEM: so many written
+RUNNING, SINCE_NS, COMMITTED, INTERRUPT, STDERR_BYTES, AWAKE, ITEM = range(7)  # ITEM: so many written
 CELLS_BYTES = 64
 RESULTS_AT = 64
 RESULTS_BYTES = 60 * 1024

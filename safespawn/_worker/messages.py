@@ -9,6 +9,8 @@ with the message (`arena`).
 Runs in: application and worker.
 """
 
+import os
+import signal
 from struct import Struct
 
 INLINE_BYTES = 32 * 1024  # a larger payload goes into a segment; two batches of it fit the smallest socket buffer
@@ -36,6 +38,10 @@ START_FAILED = 71  # its setting up failed: stage, errno and name (`_zygote.beco
 # --- either way ------------------------------------------------------------------------------------------------------
 LONG = 97  # a message too long for a datagram: in a memfd, whose descriptor comes first
 
+# --- signals to a worker ---------------------------------------------------------------------------------------------
+STACKS_SIGNAL = signal.SIGRTMAX - 5  # faulthandler writes all stacks into the journal
+INTERRUPT_SIGNAL = signal.SIGRTMAX - 4  # the running task is to end, by an exception
+
 # --- how a task is run -----------------------------------------------------------------------------------------------
 CALL, EACH, EACH_STAR, STREAM = range(4)  # func(*args, **kwargs); [func(x)]; [func(*x)]; items of func(*args)
 
@@ -43,3 +49,29 @@ CALL, EACH, EACH_STAR, STREAM = range(4)  # func(*args, **kwargs); [func(x)]; [f
 DONE, RAISED, ITEM = range(3)
 
 RECORD = Struct("<QBId")  # task, outcome, bytes of the payload behind it, seconds it took
+
+
+def write_long(data: bytes | memoryview) -> int:
+    """
+    Put a message that no datagram takes into a memfd, which is the caller's.
+    """
+    fd = os.memfd_create("safespawn-message", os.MFD_CLOEXEC)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, memoryview(data)[done:], done)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_long(fd: int) -> bytes:
+    """
+    Return the message in the memfd *fd*, and close that.
+    """
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)

@@ -13,7 +13,6 @@ Never: waits; imports anything beyond `pickle` before something goes wrong.
 from __future__ import annotations
 
 import marshal
-import os
 import sys
 from pickle import Pickler, PicklingError, dumps, loads
 
@@ -88,32 +87,6 @@ def unpack(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     Return what was packed; arrays in it stand on *buffers*, which must be as many as `pack` gave.
     """
     return loads(data, buffers=buffers)  # noqa: S301 - from our own process, over a private socket
-
-
-def write_long(data: bytes | memoryview) -> int:
-    """
-    Put a message that no datagram takes into a memfd, which is the caller's.
-    """
-    fd = os.memfd_create("safespawn-message", os.MFD_CLOEXEC)
-    try:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, memoryview(data)[done:], done)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def read_long(fd: int) -> bytes:
-    """
-    Return the message in the memfd *fd*, and close that.
-    """
-    try:
-        size = os.fstat(fd).st_size
-        return os.pread(fd, size, 0)
-    finally:
-        os.close(fd)
 
 
 def _cloudpickle() -> Any:

@@ -24,7 +24,7 @@ from multiprocessing import process, reduction, spawn
 from typing import Any
 
 from safespawn._worker import main_module
-from safespawn._worker.messages import INLINE_BYTES, RECEIVE_BYTES
+from safespawn._worker.messages import INLINE_BYTES, RECEIVE_BYTES, write_long
 
 util: Any = multiprocessing.util  # for the type checkers, who do not know all that is in there
 FDS_PER_MESSAGE = 250  # the kernel takes 253
@@ -61,27 +61,11 @@ def messages(
     rows = [parent_fd, *([] if tracker_fd is None else [tracker_fd]), *fds]
     own_fd = -1
     if len(pickled) > INLINE_BYTES:
-        own_fd = _memory(pickled)
+        own_fd = write_long(pickled)
         rows.append(own_fd)
     header = (None if own_fd >= 0 else pickled, len(rows), tracker_fd is not None, main_module.describe())
     chunks = [rows[at : at + FDS_PER_MESSAGE] for at in range(0, len(rows), FDS_PER_MESSAGE)]
     return [(b"+" if number else marshal.dumps(header), chunk) for number, chunk in enumerate(chunks)], own_fd
-
-
-def _memory(data: bytes) -> int:
-    """
-    A memfd that holds *data*.
-    """
-    fd = os.memfd_create("safespawn-process", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def main(task_fd: int) -> int:

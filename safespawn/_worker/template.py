@@ -13,6 +13,7 @@ import traceback
 from typing import Any, NoReturn
 
 from safespawn._worker import main_module
+from safespawn._worker.stdio import flush_stdio
 
 _TEXT_CHARS = 2500  # of a traceback in the refusal, which is one short message
 
@@ -124,20 +125,12 @@ def _settle_heap() -> None:
     """
     Keep what the workers will share out of the collector's reach: it would touch, and so copy, every page of it.
     """
-    _flush()
+    flush_stdio()
     gc.collect()
     gc.freeze()
     gc.disable()
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue  # closed, or nobody reads it
-
-
 def _leave(code: int) -> NoReturn:
-    _flush()
+    flush_stdio()
     os._exit(code)

@@ -40,6 +40,7 @@ from safespawn._worker.messages import (
     EACH_STAR,
     FREED,
     INLINE_BYTES,
+    INTERRUPT_SIGNAL,
     ITEM,
     JOURNAL,
     LOG,
@@ -51,13 +52,15 @@ from safespawn._worker.messages import (
     RELEASED,
     SETUP,
     SETUP_FAILED,
+    STACKS_SIGNAL,
     STOP,
     TASKS,
+    read_long,
+    write_long,
 )
-from safespawn._worker.payload import pack, pack_error, read_long, unpack, write_long
+from safespawn._worker.payload import pack, pack_error, unpack
+from safespawn._worker.stdio import StderrTee, flush_stdio
 
-STACKS_SIGNAL = signal.SIGRTMAX - 5  # faulthandler writes all stacks into the journal
-INTERRUPT_SIGNAL = signal.SIGRTMAX - 4  # the running task is to end, by an exception
 FLUSH_SECONDS = 0.001
 BRISK_SECONDS = 0.00015  # from one message to the next
 LOOKS = 40  # before a wait, about a microsecond each
@@ -137,56 +140,6 @@ def set_name(name: bytes) -> None:
         os.write(fd, name[:15])
     finally:
         os.close(fd)
-
-
-def flush_stdio() -> None:
-    """
-    Bring out what was printed.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue  # closed by the task, or nobody reads it
-
-
-class _StderrTee(io.RawIOBase):
-    """
-    The process's stderr, and a copy of its end for the journal.
-    """
-
-    def __init__(self, note: Callable[[bytes], None]) -> None:
-        super().__init__()
-        self._note = note
-
-    def fileno(self) -> int:
-        """
-        Stderr's own.
-        """
-        return 2
-
-    def isatty(self) -> bool:
-        """
-        Whether that is a terminal.
-        """
-        return os.isatty(2)
-
-    def writable(self) -> bool:
-        """
-        Yes.
-        """
-        return True
-
-    def write(self, data: Any) -> int:
-        """
-        Write it all.
-        """
-        data = bytes(data)
-        self._note(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(2, view) :]
-        return len(data)
 
 
 class Worker:
@@ -339,7 +292,7 @@ class Worker:
         faulthandler.register(STACKS_SIGNAL, self.text_fd, all_threads=True, chain=False)
         signal.signal(INTERRUPT_SIGNAL, self.interrupt)
         if sys.stderr is not None:
-            tee: Any = _StderrTee(self.journal.note_stderr)
+            tee: Any = StderrTee(self.journal.note_stderr)
             sys.stderr = io.TextIOWrapper(
                 tee,
                 encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
@@ -509,7 +462,6 @@ class Worker:
             self.failpoint("worker.after_run")
         self.note(number, outcome, data, parts, (time.monotonic_ns() - started) * 1e-9)
         cells[journal.RUNNING] = 0
-        cells[journal.FINISHED] += 1
 
     def take_error(self, error: BaseException) -> bytes:
         """
@@ -548,7 +500,7 @@ class Worker:
                 self.enter(number)
             self.credit -= 1
             self.inside = False
-            self.note(number, ITEM_OUTCOME, data, parts, 0.0)
+            self.note(number, ITEM, data, parts, 0.0)
             self.enter(number)
 
     def await_words(self) -> None:
@@ -638,7 +590,6 @@ class Worker:
         Say that a task did not arrive.
         """
         self.lose(number, error, 0.0, "task")
-        self.cells[journal.FINISHED] += 1
 
     def interrupt(self, _number: int, frame: FrameType | None) -> None:
         """
@@ -680,7 +631,6 @@ class Worker:
         os._exit(code)
 
 
-ITEM_OUTCOME = ITEM
 _IMPORTERS = ("<frozen importlib._bootstrap>", "<frozen runpy>")
 
 

@@ -50,8 +50,8 @@ FAILED = 69  # the child never ran: stage and errno
 EXITED = 70  # raw wait status; with the resources used when it has been reaped already
 RELEASED = 71  # reaped; the resources used
 SWEPT = 72  # the rest of an ended child's tree has been killed
-LOADED = 74  # __main__ is loaded, and there still is one thread
 REFUSED = 73  # a well-formed message that this connection must not send now, and why
+LOADED = 74  # __main__ is loaded, and there still is one thread
 
 # --- standard streams of a child -------------------------------------------------------------------------------------
 PIPE = -1  # the zygote makes a pipe and gives the application its end

@@ -221,3 +221,14 @@ def test_the_errors_are_not_imported_with_the_package():
 def test_no_builtin_is_hidden():
     """No class has the name of a built-in one, which `from safespawn.pool_errors import *` would replace."""
     assert not {c.__name__ for c in PUBLIC} & set(vars(builtins))
+
+
+def test_every_error_of_pools_is_found_beside_the_others():
+    """`safespawn.errors` has each public class of `pool_errors`, and tells of no other."""
+    public = {
+        name
+        for name, value in vars(pool_errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == pool_errors.__name__
+    }
+    assert set(errors._OF_POOLS) == public
+    assert all(getattr(errors, name) is getattr(pool_errors, name) for name in public)
