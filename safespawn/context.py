@@ -138,9 +138,7 @@ class Popen:
             assert child is not None  # noqa: S101 - it has started
             self.pid: int = child.pid
             self.sentinel: int = child.pidfd
-            self._keep = object()
-            self._held._waiters.add(self._keep)  # the sentinel stays open as long as this object
-            self.finalizer: Any = util.Finalize(self, _let_go, (self._held, self._owner_pid))
+            self._held._waiters.add(object())  # the sentinel stays open until this object is closed or forgotten
             _popens.add(self)
 
     def _pickle(self, process: processes.BaseProcess) -> bytes:
@@ -237,7 +235,8 @@ class Popen:
         """
         Let go of the descriptors.
         """
-        self.finalizer()
+        if self._owner_pid == os.getpid():
+            self._held.be_forgotten()
 
     def forget_in_copy(self) -> None:
         """
@@ -249,16 +248,6 @@ class Popen:
 
 
 _popens: "weakref.WeakSet[Popen]" = weakref.WeakSet()
-
-
-def _let_go(held: "Held", owner_pid: int) -> None:
-    """
-    Nobody asks any more for a process: end it if it runs.
-    """
-    child = held.child
-    if child is not None and owner_pid == os.getpid():
-        held.abandon()
-        child.close()
 
 
 class Process(processes.BaseProcess):
@@ -325,6 +314,7 @@ def _start(owner: Popen, name: str, pickled: bytes, fds: list[int]) -> "tuple[He
         group=wire.GROUP_AUTO,
     )
     held = Held(engine, spec, (name,))
+    held.runs_on = False
     tracker = sys.modules.get("multiprocessing.resource_tracker")
     own_fd = -1
     parent_fd = os.pidfd_open(os.getpid())

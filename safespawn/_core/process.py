@@ -44,6 +44,7 @@ class Process:
         self.duration: float | None = None
         self.usage: Usage | None = None
         self.failure: BaseException | None = None  # the status can never be known
+        self.runs_on: bool = True  # when nobody asks for it any more
         self._claim = [None]  # popped by the one who reads the status
         self._waiters: set[object] = set()
 
@@ -287,6 +288,18 @@ class Process:
         runs = not self.looks_ended()
         if runs and not self.spec.detached:
             warnings.warn(f"process {self.pid} is still running: {args!r}", ResourceWarning, source=owner, stacklevel=3)
+
+    def be_forgotten(self) -> None:
+        """
+        Its owner object is gone. It runs on, in the engine's keeping, or ends, as `runs_on` says.
+        """
+        if not self.is_over:
+            if self.runs_on:
+                self.engine.adopt(self)
+                return
+            self.abandon()
+        self._waiters.clear()
+        self._let_go()
 
     def abandon(self) -> None:
         """

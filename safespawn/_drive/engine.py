@@ -31,6 +31,8 @@ from safespawn.errors import ClosedError
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _hooked: list[int] = []
+_held: "dict[weakref.ref[Any], Any]" = {}  # processes, by the object that a user holds
+_forgotten: "deque[weakref.ref[Any]]" = deque()  # those of these objects that are gone
 LATE_SECONDS = 1.0  # for somebody else's start of a zygote; fifty times the usual
 PATIENCE_SECONDS = 5.0  # for somebody else's start of a template, with its imports; arbitrary
 
@@ -77,8 +79,6 @@ class Engine:
         self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
         self._earlier: list[Zygote] = []
         self._adopted: set[Any] = set()
-        self._held: dict[weakref.ref[Any], Any] = {}  # processes, by the object that a user holds
-        self._forgotten: deque[weakref.ref[Any]] = deque()  # those of these objects that are gone
         self._starting: dict[bool, Boot] = {}
         self._templates: dict[TemplateKey, Template] = {}
         self._preparing: dict[TemplateKey, Boot] = {}
@@ -101,7 +101,7 @@ class Engine:
         zygote = self._current.get(detached)
         if zygote is None or not zygote.usable or self.pid != os.getpid():
             return None
-        if self._adopted or self._forgotten:
+        if self._adopted or _forgotten:
             self.prune()
         ambient = self.look()
         if zygote.world is not ambient.world and zygote.world != ambient.world:
@@ -156,11 +156,11 @@ class Engine:
 
     def track(self, process: Any, owner: object) -> None:
         """
-        Remember a process for as long as *owner*, its object, lives: it is settled when this engine closes. One that
-        is forgotten while it runs is kept by `prune`, also if Ctrl-C came in the finalizer of *owner*: what is called
-        here runs no Python.
+        Remember a process for as long as *owner*, its object, lives: it is settled when this engine closes, and told
+        when it is forgotten. What is called then runs no Python, so that no Ctrl-C comes in it: that would be lost, or
+        the process.
         """
-        self._held[weakref.ref(owner, self._forgotten.append)] = process
+        _held[weakref.ref(owner, _forgotten.append)] = process
 
     def adopt(self, process: Any) -> None:
         """
@@ -253,6 +253,8 @@ class Engine:
                 self.forget_in_copy()
             if self.closed:
                 raise ClosedError(self.name)
+            if _forgotten:
+                self.prune()
             ambient = self.look()
             template = self._templates.get(key)
             if template is not None:
@@ -301,13 +303,13 @@ class Engine:
         """
         Collect the forgotten processes that have ended, and forget the earlier zygotes that are gone.
         """
-        while self._forgotten:
+        while _forgotten:
             try:
-                process = self._held.pop(self._forgotten.popleft(), None)
+                process = _held.pop(_forgotten.popleft(), None)
             except IndexError:
                 break  # another thread was quicker
-            if process is not None and not process.is_over:
-                self.adopt(process)
+            if process is not None:
+                process.be_forgotten()
         for process in list(self._adopted):
             if process.looks_ended():
                 self._adopted.discard(process)
@@ -354,9 +356,9 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - raised below: what was started ends before that, by force
                 interruption, deadline = error, 0.0
                 gone = (yield from zygote.close_flow(deadline)) and gone
-        for process in list(self._held.values()):  # one atomic copy: other threads may start and forget meanwhile
-            yield from process.settle_flow()
-        self._held.clear()
+        for process in list(_held.values()):  # one atomic copy: other threads may start and forget meanwhile
+            if process.engine is self:
+                yield from process.settle_flow()
         for process in list(self._adopted):
             process.abandon()
         self._adopted.clear()
@@ -397,5 +399,7 @@ def _forget_in_copy() -> None:
     """
     forget_in_copy()
     give_up_write_ends()
+    _held.clear()
+    _forgotten.clear()
     for engine in list(_engines):
         engine.forget_in_copy()

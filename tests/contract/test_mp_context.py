@@ -23,6 +23,7 @@ import pytest
 import safespawn
 from safespawn import context
 from safespawn._core import child
+from safespawn._drive import engine
 from safespawn.errors import ClosedError, SpawnError, SpawnLost
 from support import mp_targets as targets
 from support.children import reap_orphans, survivors
@@ -603,3 +604,22 @@ def test_a_forked_copy(mp):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
         assert process.is_alive()
     reap_orphans()
+
+
+def test_a_forgotten_process_runs_nothing_of_ours(mp):
+    """Forgetting a process calls no function of the library, in which a Ctrl-C would be lost; the next start closes."""
+    process = mp.Process(target=targets.nothing)
+    process.start()
+    process.join()
+    sentinel = os.readlink(f"/proc/self/fd/{process.sentinel}"), process.sentinel
+    assert sentinel[0] == "anon_inode:[pidfd]"
+    called = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        del process
+    finally:
+        sys.setprofile(None)
+    assert not [file for file in called if "safespawn" in file and "tests" not in file], called
+    with running(mp):
+        pass
+    assert sentinel[1] not in [held.child.pidfd for held in engine._held.values()]
