@@ -37,7 +37,7 @@ _OURS = __file__.rpartition("/")[0] + "/"
 _OURS_OR_FROZEN = (_OURS, "<frozen ")
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """
     Whether *file* is the standard library's or ours, so that naming it would tell the user nothing.
 
@@ -64,7 +64,7 @@ def user_place(frame: FrameType | None) -> Place | None:
     fallback: Place | None = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if not _is_library(file):
+        if not is_library(file):
             return (file, frame.f_lineno)
         if fallback is None and frame.f_globals.get("__name__") != "threading" and not file.startswith(_OURS):
             fallback = (file, frame.f_lineno)

@@ -125,6 +125,7 @@ class Popen:
 
     def __init__(self, process: processes.BaseProcess) -> None:
         current.refuse_reentry(f"{type(process).__name__}.start")
+        sys.audit("safespawn.Process", process.name)
         self.returncode: int | None = None
         self._owner_pid = os.getpid()
         self._fds: list[int] = []

@@ -22,6 +22,7 @@ All constructors end with the keywords *known* and *help*, told once, at Safespa
 # │   ├── ClosedError                (RuntimeError)        you ended it, then used it
 # │   ├── ForeignCopy                (RuntimeError)        used in a forked copy of its owner
 # │   └── OrderError                 (RuntimeError)        threads run before a fork point
+# │       └── UnsafeStart                                  a bare fork, or its like, after it
 # ├── SpawnError                     (OSError)             the command never started
 # │   ├── SpawnNotFound              (FileNotFoundError)
 # │   │   └── CommandNotFound                              at stage "exec"
@@ -46,6 +47,7 @@ All constructors end with the keywords *known* and *help*, told once, at Safespa
 #
 # UserWarning
 # └── ThreadOrderWarning             what OrderError says, under the policy "warn"
+#     └── UnsafeStartWarning         what UnsafeStart says, under the policy "warn"
 
 # PLR0913: an error has as many keyword parameters as it has facts.
 # ruff: noqa: PLC0414 - a name that is given on is imported "as" itself, for the type checkers
@@ -267,7 +269,7 @@ class OrderError(SafespawnError, RuntimeError):
     """
 
     slug = "thread-order"
-    _facts = ("what", "threads")
+    _facts: ClassVar[tuple[str, ...]] = ("what", "threads")
     _advice = 'start processes first and threads after; or set guard="warn" to go on regardless'
 
     def __init__(self, what: str, *, threads: Sequence[str], known: Sequence[str] = (), help: str = "") -> None:
@@ -277,8 +279,46 @@ class OrderError(SafespawnError, RuntimeError):
         super().__init__(f"{what} while {len(self.threads)} other thread(s) run", known=known, help=help)
 
 
+class UnsafeStart(OrderError):
+    """
+    A process is started in a way that can hang, after the program's fork point.
+
+    Args:
+        what: "os.fork()", "subprocess.Popen(preexec_fn=app.setup)".
+        kind: "fork", "preexec", "shell", "start-method" or "import".
+        place: File and line of the program, or None.
+        threads: One text per other thread that runs.
+        imports: For the kind "import": each module that is being imported and where, the innermost first.
+    """
+
+    slug = "unsafe-start"
+    _facts = ("what", "kind", "place", "threads", "imports")
+
+    def __init__(
+        self, what: str, *, kind: str, place: tuple[str, int] | None = None, threads: Sequence[str] = (),
+        imports: Sequence[str] = (), known: Sequence[str] = (), help: str = "",
+    ) -> None:  # fmt: skip
+        self.what = what
+        self.kind = kind
+        self.place = place
+        self.threads = tuple(threads)
+        self.imports: tuple[str, ...] = tuple(imports)
+        when = f"while {self.imports[0]} is being imported" if imports else "after the fork point"
+        if threads:
+            when += f", with {len(self.threads)} other thread(s)"
+        at = "" if place is None else f" at {place[0]}:{place[1]}"
+        known = (
+            *(f"imported: {each}" for each in self.imports), *(f"thread {each}" for each in self.threads), *known
+        )  # fmt: skip
+        SafespawnError.__init__(self, f"{what}{at}, {when}", known=known, help=help)
+
+
 class ThreadOrderWarning(UserWarning):
     """Threads run already where none should: what OrderError says, under `guard="warn"`."""
+
+
+class UnsafeStartWarning(ThreadOrderWarning):
+    """A process is started in a way that can hang: what UnsafeStart says, under the policy "warn"."""
 
 
 # --- the command never started ----------------------------------------------------------------------------

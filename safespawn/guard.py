@@ -1,10 +1,11 @@
 """
-The order guard, first part: says which threads already run when the application reaches its fork point.
+The order guard: says which threads already run when the application reaches its fork point, and after that what else
+forks.
 
-Runs in the application, at `safespawn.init()` and on entering a Supervisor. It only looks: it never stops a
-thread, signals it, reads its memory, or calls a C function with a thread's handle, which would crash if that
-thread ended meanwhile. Because the zygote is exec'ed, threads that run early corrupt nothing of ours; they
-are what makes every *other* fork of the program unsafe.
+Here is the first part, at `safespawn.init()` and on entering a Supervisor; `_policy` and `_watch` are the second. It
+runs in the application, and only looks: it never stops a thread, signals it, reads its memory, or calls a C function
+with a thread's handle, which would crash if that thread ended meanwhile. Because the zygote is exec'ed, threads that
+run early corrupt nothing of ours; they are what makes every *other* fork of the program unsafe.
 
 How a census is taken. Three lists are compared:
 
@@ -30,17 +31,19 @@ import sys
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from safespawn import _recorder, errors
+from safespawn._policy import POLICIES, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import FrameType
 
-Policy = Literal["error", "warn", "off"]
+    from safespawn._watch import ForkRecord
+
 Place = tuple[str, int]
 
 _TASK_DIR = "/proc/self/task"
@@ -129,8 +132,8 @@ def check_order(policy: Policy, *, what: str, stacklevel: int = 1) -> tuple[Thre
 
     Runs in: application, any thread. May take some milliseconds, 0.1 s at worst, if there are native threads.
     """
-    if policy not in get_args(Policy):
-        allowed = ", ".join(map(repr, get_args(Policy)))
+    if policy not in POLICIES:
+        allowed = ", ".join(map(repr, POLICIES))
         raise errors.BadArgument(f"guard must be one of {allowed}", parameter="guard", value=policy)
     if policy == "off":
         return ()
@@ -160,6 +163,36 @@ def _warn(text: str, stacklevel: int) -> None:
     except ValueError:
         pass  # fewer callers than that; warnings.warn() then names the outermost
     warnings.warn(text, errors.ThreadOrderWarning, stacklevel=stacklevel + 1)
+
+
+def phase() -> Literal["boot", "running"]:
+    """
+    Tell in which phase the program is: "running" from `safespawn.init()`, or while a Supervisor is entered.
+    """
+    from safespawn import _policy
+
+    return "running" if _policy.layers else "boot"
+
+
+def policies() -> dict[str, Policy]:
+    """
+    Tell what is done about each kind of start now; everything is "off" in the boot phase.
+    """
+    from safespawn import _policy
+
+    return dict(_policy.layers[-1].policies) if _policy.layers else dict.fromkeys(_policy.KINDS, "off")
+
+
+def forks() -> tuple[ForkRecord, ...]:
+    """
+    Tell of the forks of this process that copied threads, the latest last; in such a copy, the last one is its own.
+
+    They are kept from the fork point on, sixteen of them. Each has `pid`, `time` and `threads`: who was alive, where
+    each was started, and where it stood.
+    """
+    from safespawn import _watch
+
+    return tuple(_watch.records)
 
 
 def recorded() -> int:

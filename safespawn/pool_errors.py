@@ -446,7 +446,7 @@ class MainReentered(OrderError):
     """
 
     slug = "main-reentered"
-    _facts = ("what", "filename", "lineno", "module")  # type: ignore[assignment] # has more than its base
+    _facts = ("what", "filename", "lineno", "module")
 
     def __init__(
         self, what: str, *, filename: str = "", lineno: int | None = None, module: str = "",

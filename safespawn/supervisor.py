@@ -16,20 +16,23 @@ Runs in: application, any thread; entered and left by the same one.
 import atexit
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from safespawn import _policy, _start_method, _watch
 from safespawn import guard as order
 from safespawn._commands import Runner
 from safespawn._core.options import deadline_after
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
+from safespawn._order import Declared, Plan, join_all, thread_starter
+from safespawn._policy import Setting
 from safespawn.errors import BadArgumentType, ClosedError
 
-Policy = Literal["error", "warn", "off"]
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
+_LOOK_SECONDS = 0.005  # between looks whether a thread has ended, for an event loop that cannot wait for it
 
 
 class Supervisor(Runner):
@@ -38,7 +41,11 @@ class Supervisor(Runner):
 
     Args:
         name: For messages.
-        guard: What to do when threads run before the zygote does: "warn", "error", or "off".
+        guard: What to do when threads run before the zygote does, and while it is entered when something forks: "warn",
+            "error" or "off"; or a mapping with one of these for each of the kinds "thread", "fork", "preexec", "shell",
+            "start-method", "import". With "off" a guard that is set already goes on.
+        allow: Modules that may, as patterns: ``["gunicorn.*"]``.
+        start_method: multiprocessing's default from here on: "safespawn", "forkserver", "spawn"; None leaves it alone.
         stop_timeout: Seconds that leaving may take before everything that still runs is killed.
 
     While it is entered, the module's functions (`safespawn.run` and the others) use its zygote too.
@@ -48,13 +55,24 @@ class Supervisor(Runner):
         BootError: The zygote did not come up.
     """
 
-    def __init__(self, name: str = "supervisor", *, guard: Policy = "warn", stop_timeout: float = STOP_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str = "supervisor",
+        *,
+        guard: Setting = "warn",
+        allow: Sequence[str] = (),
+        start_method: str | None = "safespawn",
+        stop_timeout: float = STOP_SECONDS,
+    ) -> None:
         if deadline_after(stop_timeout, 0.0) is None:
             raise BadArgumentType("stop_timeout is a number of seconds", parameter="stop_timeout", value=stop_timeout)
         self.name = name
-        self._guard: Policy = guard
+        _start_method.check(start_method)
+        self._start_method = start_method
+        self._layer = _policy.make_layer(guard, allow)
         self._stop_timeout = stop_timeout
         self._engine = Engine(f"Supervisor {name!r}")
+        self._plan = Plan()
         self._entered = False
 
     def __repr__(self) -> str:
@@ -74,6 +92,11 @@ class Supervisor(Runner):
         self._check_line(stacklevel=2)
         await adrive(self._engine.zygote_flow(patient=True))
         self._enter()
+        try:
+            self._plan.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -85,39 +108,123 @@ class Supervisor(Runner):
         self._check_line(stacklevel + 1)
         drive(self._engine.zygote_flow())
         self._enter()
+        try:
+            self._plan.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def _check_line(self, stacklevel: int) -> None:
         if self._engine.closed:
             raise ClosedError(f"Supervisor {self.name!r}")
-        order.check_order(self._guard, what=f"Supervisor {self.name!r} starts", stacklevel=stacklevel + 1)
+        thread = self._layer.policies["thread"]
+        order.check_order(thread, what=f"Supervisor {self.name!r} starts", stacklevel=stacklevel + 1)
 
     def _enter(self) -> None:
         self._entered = True
         _entered.append(self)
+        _draw_line(self._layer, self._start_method)
 
     def _leave(self) -> None:
         if self in _entered:
             _entered.remove(self)
+            _watch.end(self._layer)
+
+    # --- the declared order ------------------------------------------------------------------------------------------
+    def declare(self, start: Callable[[], Any], *, name: str, after: Sequence[str] = ()) -> None:
+        """
+        Declare something that starts processes: *start* is called when this supervisor is entered, before any thread.
+
+        Args:
+            start: Called without arguments: ``lambda: safespawn.Pool(4)``. What it returns is `declared` by its name.
+            name: What it is called, in messages and in the ``after`` of others.
+            after: Names of those that are started before it.
+
+        Raises:
+            BadArgument: There is one of that name; on entering: *after* names nobody, a thread, or makes a circle.
+        """
+        self._plan.add(Declared(name, is_thread=False, start=start, after=tuple(after)))
+
+    def thread(
+        self, target: Callable[..., object], *, name: str, args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None, after: Sequence[str] = (), daemon: bool = True,
+        stop: Callable[[], object] | None = None,
+    ) -> None:  # fmt: skip
+        """
+        Declare a thread: it starts when the last declared child is up; at once, if this supervisor is entered.
+
+        Args:
+            target: The function that it runs.
+            name: Its name, also for the ``after`` of others.
+            args: For *target*.
+            kwargs: For *target*.
+            daemon: Whether the program may end without it.
+            after: Names of those that are started before it.
+            stop: Called when this supervisor is left, before its processes are ended: ``event.set``. The thread is then
+                waited for, within stop_timeout.
+
+        Raises:
+            BadArgument: As `declare`.
+        """
+        start = thread_starter(target, name, args, kwargs, daemon=daemon)
+        self._plan.add(Declared(name, is_thread=True, start=start, after=tuple(after), stop=stop))
+
+    def start_soon_after_boot(
+        self,
+        start: Callable[[], Any],
+        *,
+        name: str = "",
+        after: Sequence[str] = (),
+        stop: Callable[[], object] | None = None,
+    ) -> None:
+        """
+        Declare something that starts threads by itself: ``start_soon_after_boot(listener.start, stop=listener.stop)``
+        for a QueueListener, a thread pool, a client library. As `thread` otherwise.
+        """
+        name = name or getattr(start, "__qualname__", "") or repr(start)
+        self._plan.add(Declared(name, is_thread=True, start=start, after=tuple(after), stop=stop))
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """
+        What each declaration has started, by name: a thread for `thread`, else what *start* returned; None before.
+        """
+        return {entry.name: entry.result for entry in self._plan.declared.values()}
 
     def close(self) -> None:
         """
-        End everything that this supervisor started: SIGTERM, a grace, SIGKILL, whole trees. Bounded by stop_timeout.
+        End everything that this supervisor started: declared threads are asked to stop; SIGTERM, a grace, SIGKILL,
+        whole trees. Bounded by stop_timeout.
 
         A second call does nothing. In a forked copy of the application nothing is touched.
         """
         self._leave()
-        drive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
+        deadline = time.monotonic() + self._stop_timeout
+        try:
+            if self._engine.pid == os.getpid():
+                join_all(self._plan.stop(), deadline)
+        finally:
+            drive(self._engine.close_flow(deadline))
 
     async def aclose(self) -> None:
         """
         `close` for an event loop. A cancellation waits for it: its time is bounded by stop_timeout.
         """
+        import anyio
+
         from safespawn._drive.async_driver import adrive, shielded
 
         self._leave()
+        deadline = time.monotonic() + self._stop_timeout
         with shielded():
-            await adrive(self._engine.close_flow(time.monotonic() + self._stop_timeout))
+            try:
+                threads = self._plan.stop() if self._engine.pid == os.getpid() else []
+                while threads and time.monotonic() < deadline:
+                    await anyio.sleep(_LOOK_SECONDS)
+                    threads = [thread for thread in threads if thread.is_alive()]
+            finally:
+                await adrive(self._engine.close_flow(deadline))
 
     def Popen(self, args: Any, **options: Any) -> Any:  # noqa: N802 - the name that it stands for
         """
@@ -175,12 +282,25 @@ def current_engine() -> Engine:
     return default_supervisor()._engine  # noqa: SLF001 - the same module's class
 
 
-def init(guard: Policy = "warn", *, preload: Sequence[str] | None = None) -> None:
+def init(
+    guard: Setting = "warn",
+    *,
+    allow: Sequence[str] = (),
+    start_method: str | None = "safespawn",
+    preload: Sequence[str] | None = None,
+) -> None:
     """
     Draw the line: check that no thread runs yet, and start the zygote. Call it once, first thing in the program.
 
+    From here on threads may start, and nothing else may fork: `os.fork`, a ``preexec_fn``, `os.system`, the start
+    method "fork", and any start of a process while a module is being imported, are met by the policy.
+
     Args:
-        guard: What to do when threads run already: "warn", "error", or "off".
+        guard: What to do then, and when threads run already: "warn", "error" or "off"; or a mapping with one of these
+            for each of the kinds "thread", "fork", "preexec", "shell", "start-method", "import". Another call changes
+            it.
+        allow: Modules that may, as patterns: ``["gunicorn.*"]``.
+        start_method: multiprocessing's default from here on: "safespawn", "forkserver", "spawn"; None leaves it alone.
         preload: For a program that has pools: start the template of their workers as well, with these modules imported
             (``[]`` for none). A `Pool` with the same *preload* then has its workers in some milliseconds.
 
@@ -188,15 +308,33 @@ def init(guard: Policy = "warn", *, preload: Sequence[str] | None = None) -> Non
         OrderError: Threads run, and *guard* is "error".
         BootError: The zygote did not come up.
         PreloadError: A module of *preload* raises at its import, or leaves a thread behind.
-        BadArgument: No such policy.
+        BadArgument: No such policy, kind or start method.
     """
-    order.check_order(guard, what="safespawn.init() is called", stacklevel=2)
+    layer = _policy.make_layer(guard, allow)
+    _start_method.check(start_method)
+    order.check_order(layer.policies["thread"], what="safespawn.init() is called", stacklevel=2)
     engine = current_engine()
     drive(engine.zygote_flow())
+    if _init_layer:
+        _watch.end(_init_layer.pop())
+    _init_layer.append(layer)
+    _draw_line(layer, start_method, first=True)
     if preload is not None:
         from safespawn.pool import warm_template
 
         warm_template(engine, preload)
+
+
+_init_layer: list[_policy.Layer] = []
+
+
+def _draw_line(layer: _policy.Layer, start_method: str | None, *, first: bool = False) -> None:
+    """
+    The boot phase is over: the policies of *layer* count, and multiprocessing's start method is forced.
+    """
+    if set(layer.policies.values()) != {"off"}:
+        _watch.begin(layer, first=first)
+    _start_method.force(start_method)
 
 
 def _close_default() -> None:

@@ -92,6 +92,7 @@ class Crew:
         self.main_refused: bool = False
         self.main_tries: int = 0
         self.boot_failures: int = 0  # of the template, in a row
+        self._announced = False
         self.booting = True  # until the first template is there
         self.failures = 0
         self.oom_kills: int | None = None  # in this control group, as last seen
@@ -143,6 +144,9 @@ class Crew:
             MainReentered: A module uses it as it is imported for a worker's task. The pool's workers would import it as
                 well, and theirs, without end.
         """
+        if not self._announced:
+            sys.audit("safespawn.Pool", self.config.name)  # the guard may refuse it
+            self._announced = True
         if not current.unpacking or threading.get_ident() != threading.main_thread().ident:
             return
         frame: Any = sys._getframe(1)

@@ -43,6 +43,9 @@ SAMPLES = {
     errors.ClosedError: lambda c: c("Supervisor 'web'", known=("since 3 s",)),
     errors.ForeignCopy: lambda c: c("Supervisor 'web'", owner_pid=10, pid=11),
     errors.OrderError: lambda c: c("os.fork", threads=("'a', started at x.py:1", "'b'")),
+    errors.UnsafeStart: lambda c: c(
+        "os.fork()", kind="fork", place=("x.py", 3), threads=("'a'",), imports=("plugin (x.py:1)",), known=("more",)
+    ),
     errors.CalledProcessError: lambda c: c(
         -9,
         ["x"],
@@ -150,7 +153,8 @@ def test_the_anchors_are_all_in_use():
     }
     text = DOCS.read_text(encoding="utf-8")
     sections = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert sorted(sections) == sorted({c.slug for c in PUBLIC} | pools | {"thread-order-warning"})
+    of_warnings = {"thread-order-warning", "unsafe-start-warning"}
+    assert sorted(sections) == sorted({c.slug for c in PUBLIC} | pools | of_warnings)
 
 
 def test_nothing_is_said_where_nothing_is_known():

@@ -1,0 +1,54 @@
+"""
+Forces multiprocessing's default start method to a safe one, and keeps it.
+
+What is replaced is the fallback, so a program may still call `multiprocessing.set_start_method` once, for "spawn" or
+"forkserver". "fork" stays possible by name, since other code may have asked for it: asking is met by the policy for
+the kind "start-method".
+
+Runs in: application, any thread.
+"""
+
+# ruff: noqa: SLF001 - what multiprocessing keeps private is what decides this
+
+from typing import Any
+
+from safespawn import _policy, errors
+
+METHODS = ("safespawn", "forkserver", "spawn")
+
+
+def check(method: str | None) -> None:
+    """
+    Refuse what is no safe start method.
+
+    Raises:
+        BadArgument: It is not.
+    """
+    if method is not None and method not in METHODS:
+        allowed = ", ".join(map(repr, METHODS))
+        raise errors.BadArgument(
+            f"start_method must be one of {allowed}, or None", parameter="start_method", value=method,
+            help="to fork all the same, ask for it where it is done: multiprocessing.get_context('fork')",
+        )  # fmt: skip
+
+
+def force(method: str | None) -> None:
+    """
+    Make *method* multiprocessing's default, if the program has not chosen a safe one itself; None leaves it alone.
+    """
+    if method is None:
+        return
+    import multiprocessing.context
+
+    from safespawn.context import get_context
+
+    contexts: Any = multiprocessing.context  # there is no public way
+    known, default = contexts._concrete_contexts, contexts._default_context
+    default._default_context = get_context() if method == "safespawn" else known[method]
+    if default._actual_context is known["fork"]:  # chosen, or come about by the first use
+        default._actual_context = None
+    known["fork"]._check_available = _fork_is_asked_for  # called by get_context("fork") and set_start_method("fork")
+
+
+def _fork_is_asked_for() -> None:
+    _policy.meet("start-method", 'multiprocessing\'s start method "fork" is asked for')

@@ -1,0 +1,231 @@
+"""
+Notices starts of processes that this library does not make, and keeps who ran when one forked.
+
+An audit hook sees `os.fork`, `os.forkpty`, `os.system`, `os.popen`, `subprocess.Popen` with its preexec_fn, and the
+starts of our own, with the frames of whoever asked; `_policy` says what is done about each. A hook can never be
+removed, so it is added once, when the first policy is laid down, and does nothing when there is none.
+
+The flight recorder: before a fork of this process with threads alive, who they are and where they stand is kept. The
+child has a copy of it: the last record is how it came about.
+
+Runs in: application, in whatever thread starts something. Measured: 0.1 us for an event that is none of ours.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from types import CodeType, FrameType
+from typing import Any
+
+import attrs
+
+from safespawn import _policy, _recorder
+
+RECORDS = 16  # forks remembered; arbitrary
+FRAMES = 4  # of each thread: what it does and who wants that
+
+_IMPORTER = "<frozen importlib._bootstrap>"
+_installed: list[int] = []
+
+
+# --- what is being imported -------------------------------------------------------------------------------------------
+def imports(frame: FrameType | None) -> list[str]:
+    """
+    The modules that the callers of *frame* are importing, the innermost first, each with the line that imports it.
+    """
+    found = []
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_find_and_load" and code.co_filename == _IMPORTER:
+            place = _recorder.user_place(frame.f_back)
+            at = "" if place is None else f" ({place[0]}:{place[1]})"
+            found.append(f"{frame.f_locals.get('name', '?')}{at}")
+        frame = frame.f_back
+    return found
+
+
+def _check_import(what: str, frame: FrameType) -> None:
+    if _policy.layers[-1].policies["import"] != "off":
+        under_way = imports(frame)
+        if under_way:
+            _policy.meet("import", what, imports=under_way)
+
+
+# --- the events -------------------------------------------------------------------------------------------------------
+def _on_fork(_args: tuple[Any, ...], frame: FrameType) -> None:
+    what = "os.fork()"
+    if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+        what = 'a process of multiprocessing\'s start method "fork"'
+    _policy.meet("fork", what)
+    _check_import(what, frame)
+
+
+def _on_forkpty(_args: tuple[Any, ...], frame: FrameType) -> None:
+    _policy.meet("fork", "pty.fork()" if frame.f_globals.get("__name__") == "pty" else "os.forkpty()")
+
+
+def _on_system(args: tuple[Any, ...], frame: FrameType) -> None:
+    what = f"os.system({_short(os.fsdecode(args[0]))})"
+    _policy.meet("shell", what)
+    _check_import(what, frame)
+
+
+def _on_popen(args: tuple[Any, ...], frame: FrameType) -> None:
+    own = str(frame.f_globals.get("__name__")).startswith("safespawn.")
+    what = f"{'the command' if own else 'subprocess.Popen of'} {_short(args[1])}"
+    preexec = None
+    if frame.f_globals.get("__name__") == "subprocess":
+        preexec = frame.f_locals.get("preexec_fn")
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_globals.get("__name__") == "subprocess":
+            caller = caller.f_back
+        if caller is not None and caller.f_code is os.popen.__code__:
+            what = f"os.popen({_short(args[1][-1])})"
+            _policy.meet("shell", what)
+    if preexec is not None:
+        what = f"subprocess.Popen(preexec_fn={_name(preexec)})"
+        _policy.meet("preexec", what)
+    _check_import(what, frame)
+
+
+def _on_own(kind: str) -> Any:
+    def see(args: tuple[Any, ...], frame: FrameType) -> None:
+        _check_import(f"{kind} {args[0]!r}", frame)
+
+    return see
+
+
+_HANDLERS: dict[str, Any] = {
+    "os.fork": _on_fork,
+    "os.forkpty": _on_forkpty,
+    "os.system": _on_system,
+    "subprocess.Popen": _on_popen,
+    "safespawn.Pool": _on_own("the first use of pool"),
+    "safespawn.Process": _on_own("process"),
+}
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    handler = _HANDLERS.get(event)
+    if handler is not None and _policy.layers:
+        handler(args, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+
+
+def _short(command: Any) -> str:
+    text = repr(command)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _name(function: Any) -> str:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+# --- the flight recorder ----------------------------------------------------------------------------------------------
+@attrs.frozen
+class Standing:
+    """
+    One thread at a fork.
+
+    Attributes:
+        name: Its `threading` name, or its number.
+        forked: Whether it is the one that forked, which is the one that the child has.
+        started_at: The line that started it, if that is on record.
+        frames: Where it stood: file, line and function, the innermost first.
+    """
+
+    name: str
+    forked: bool
+    started_at: tuple[str, int] | None
+    frames: tuple[tuple[str, int, str], ...]
+
+
+class ForkRecord:
+    """
+    A fork of a process that had several threads.
+
+    Attributes:
+        pid: Who forked.
+        time: When, in seconds since the epoch.
+    """
+
+    __slots__ = ("_rows", "pid", "time")
+
+    def __init__(self, rows: list[tuple[Any, int, bool, list[tuple[CodeType, int | None]]]]) -> None:
+        self.pid: int = os.getpid()
+        self.time: float = time.time()
+        self._rows = rows
+
+    @property
+    def threads(self) -> tuple[Standing, ...]:
+        """
+        Who was alive.
+        """
+        return tuple(
+            Standing(
+                str(ident) if thread is None else thread.name,
+                forked,
+                None if thread is None else _recorder.started_at(thread),
+                tuple((code.co_filename, line or 0, code.co_qualname) for code, line in frames),
+            )
+            for thread, ident, forked, frames in self._rows
+        )
+
+    def __str__(self) -> str:
+        lines = [f"process {self.pid} forked with {len(self._rows)} threads"]
+        for each in self.threads:
+            at = "" if not each.frames else " at {}:{} in {}".format(*each.frames[0])
+            lines.append(f"  {each.name}{' (forked)' if each.forked else ''}{at}")
+        return "\n".join(lines)
+
+
+records: deque[ForkRecord] = deque(maxlen=RECORDS)
+
+
+def _record() -> None:
+    """
+    Before a fork. No lock is taken: whoever holds it may be the one who forks.
+    """
+    if not _policy.layers:
+        return
+    stacks = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    try:
+        if len(stacks) == 1:
+            return
+        own = threading.get_ident()
+        known: dict[int, Any] = threading._active.copy()  # type: ignore[attr-defined]  # noqa: SLF001 - enumerate() locks
+        rows: list[tuple[Any, int, bool, list[tuple[CodeType, int | None]]]] = []
+        for ident, top in stacks.items():
+            frame: FrameType | None = top.f_back if ident == own else top  # not this function
+            frames: list[tuple[CodeType, int | None]] = []
+            while frame is not None and len(frames) < FRAMES:
+                frames.append((frame.f_code, frame.f_lineno))
+                frame = frame.f_back
+            rows.append((known.get(ident), ident, ident == own, frames))
+        records.append(ForkRecord(rows))
+    finally:
+        stacks.clear()  # a kept frame keeps its local variables alive
+
+
+# --- on and off -------------------------------------------------------------------------------------------------------
+def begin(layer: _policy.Layer, *, first: bool = False) -> None:
+    """
+    The boot phase is over, if it was not before: *layer* counts from here on; with *first*, below those of Supervisors.
+    """
+    _policy.layers.insert(0 if first else len(_policy.layers), layer)
+    if not _installed:
+        _installed.append(os.getpid())
+        sys.addaudithook(_hook)
+        os.register_at_fork(before=_record)
+
+
+def end(layer: _policy.Layer) -> None:
+    """
+    *layer* does not count any more; a second call changes nothing.
+    """
+    for index, each in enumerate(_policy.layers):
+        if each is layer:
+            del _policy.layers[index]
+            return
