@@ -153,7 +153,7 @@ class ForkRecord:
 
     __slots__ = ("_rows", "pid", "time")
 
-    def __init__(self, rows: list[tuple[Any, int, bool, list[tuple[CodeType, int | None]]]]) -> None:
+    def __init__(self, rows: list[tuple[Any, int, bool, list[tuple[CodeType, int]]]]) -> None:
         self.pid: int = os.getpid()
         self.time: float = time.time()
         self._rows = rows
@@ -168,7 +168,7 @@ class ForkRecord:
                 str(ident) if thread is None else thread.name,
                 forked,
                 None if thread is None else _recorder.started_at(thread),
-                tuple((code.co_filename, line or 0, code.co_qualname) for code, line in frames),
+                tuple((code.co_filename, _line(code, at), code.co_qualname) for code, at in frames),
             )
             for thread, ident, forked, frames in self._rows
         )
@@ -179,6 +179,13 @@ class ForkRecord:
             at = "" if not each.frames else " at {}:{} in {}".format(*each.frames[0])
             lines.append(f"  {each.name}{' (forked)' if each.forked else ''}{at}")
         return "\n".join(lines)
+
+
+def _line(code: CodeType, at: int) -> int:
+    """
+    The line of the instruction at byte *at* of *code*.
+    """
+    return next((line for start, end, line in code.co_lines() if start <= at < end and line), code.co_firstlineno)
 
 
 records: deque[ForkRecord] = deque(maxlen=RECORDS)
@@ -196,12 +203,14 @@ def _record() -> None:
             return
         own = threading.get_ident()
         known: dict[int, Any] = threading._active.copy()  # type: ignore[attr-defined]  # noqa: SLF001 - enumerate() locks
-        rows: list[tuple[Any, int, bool, list[tuple[CodeType, int | None]]]] = []
+        rows: list[tuple[Any, int, bool, list[tuple[CodeType, int]]]] = []
         for ident, top in stacks.items():
             frame: FrameType | None = top.f_back if ident == own else top  # not this function
-            frames: list[tuple[CodeType, int | None]] = []
-            while frame is not None and len(frames) < FRAMES:
-                frames.append((frame.f_code, frame.f_lineno))
+            frames: list[tuple[CodeType, int]] = []
+            for _ in range(FRAMES):
+                if frame is None:
+                    break
+                frames.append((frame.f_code, frame.f_lasti))  # its line is found when somebody asks
                 frame = frame.f_back
             rows.append((known.get(ident), ident, ident == own, frames))
         records.append(ForkRecord(rows))

@@ -85,6 +85,12 @@ class Observer:
             if fd >= 0:
                 os.close(fd)
 
+    def descriptors(self) -> set[int]:
+        """
+        What it has open.
+        """
+        return {self._status_fd, self._namespaces_fd, self._cgroup_fd} - {-1}
+
     def look(self) -> Ambient:
         """
         The application as it is now; the very object of the last look, if nothing has changed since.

@@ -266,6 +266,12 @@ class Generation:
         raise NotImplementedError
 
     # --- facts -------------------------------------------------------------------------------------------------------
+    def descriptors(self) -> set[int]:
+        """
+        What it has open here for itself: not the connections that children are on.
+        """
+        return {self.control.fileno(), self.gone_fd, *(connection.fileno() for connection in list(self._idle))} - {-1}
+
     def census_flow(self, deadline: float) -> Flow[dict[str, object]]:
         """
         The zygote's own figures; empty when it does not answer by *deadline*.

@@ -65,6 +65,12 @@ class Zygote(Generation):
             if self.warden_fd in ready or not ready:
                 break
 
+    def descriptors(self) -> set[int]:
+        """
+        What it has open here for itself: not the connections that children are on.
+        """
+        return super().descriptors() | ({self.pidfd, self.warden_fd, self.output_fd} - {-1})
+
     def exit_status(self) -> int | None:
         """
         How the zygote ended, as its warden tells it; None while that runs, or when somebody else has reaped it.

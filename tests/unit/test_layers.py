@@ -42,6 +42,8 @@ THIRD_PARTY = frozenset({"anyio", "attr", "attrs"})
 
 # By file. What is used only where it is installed, inside functions:
 OPTIONAL = {"safespawn/_worker/payload.py": {"cloudpickle"}, "safespawn/_progress.py": {"rich"}}
+# Loaded by the program that it is a part of, and by nobody else:
+PLUGINS = {"safespawn/pytest_plugin.py": {"pytest"}}
 # What one module may import from above, inside functions: a template that must refuse says who started the thread.
 ABOVE = {"safespawn/_worker/template.py": {"safespawn.guard"}}
 
@@ -139,7 +141,7 @@ class Checker(ast.NodeVisitor):
                 self.complain(node, f"{self.layer} knows no event loop")
             elif not free:
                 self.complain(node, "anyio is imported inside functions only, so that run() never loads it")
-        elif top in OPTIONAL.get(self.path, ()) and self.in_function:
+        elif (top in OPTIONAL.get(self.path, ()) and self.in_function) or top in PLUGINS.get(self.path, ()):
             return
         elif top not in sys.stdlib_module_names and top not in THIRD_PARTY:
             self.complain(node, "the package depends on the standard library, attrs and anyio only")

@@ -1,0 +1,68 @@
+"""
+What the order guard costs a program that does nothing wrong.
+"""
+
+import sys
+import threading
+import time
+
+from bench.harness import Figure
+from safespawn import _policy, _recorder, _watch
+
+TITLE = "the order guard"
+MICRO = 1e6
+
+
+def measure(*, quick: bool, resident_mib: int) -> list[Figure]:
+    del resident_mib
+    rounds = 5 if quick else 25
+    event, thread = audit_event, start_of_a_thread
+    before = [best(event, 20_000, rounds)]
+    with_recorder = best(thread, 300, rounds)
+    _recorder.uninstall()
+    without = best(thread, 300, rounds)
+    _recorder.install()
+    layer = _policy.make_layer("warn", ())
+    _watch.begin(layer)
+    after = best(event, 20_000, rounds)
+    release = threading.Event()
+    threads = [threading.Thread(target=release.wait) for _ in range(20)]
+    for each in threads:
+        each.start()
+    record = best(_watch._record, 200, rounds)  # noqa: SLF001 - what runs before a fork
+    release.set()
+    for each in threads:
+        each.join()
+    _watch.end(layer)
+    return [
+        Figure(
+            "an audited event that is none of ours", (after - before[0]) * MICRO, "us", "<= 0.5", "more than before"
+        ),
+        Figure(
+            "the start of a thread", (with_recorder - without) * MICRO, "us", "<= 2", f"of {with_recorder * MICRO:.0f}"
+        ),
+        Figure("the record of a fork with 20 threads", record * MICRO, "us", "<= 40"),
+    ]
+
+
+def audit_event() -> None:
+    sys.audit("bench.event", 1)
+
+
+def start_of_a_thread() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+
+
+def best(call, times: int, rounds: int) -> float:
+    """
+    Seconds a call, in the best round: the others had somebody else on the machine.
+    """
+    found = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(times):
+            call()
+        found.append((time.perf_counter() - began) / times)
+    return min(found)
