@@ -67,7 +67,8 @@ def main(seconds: float) -> int:
     if not os.path.exists("/usr/bin/ss") and not os.path.exists("/bin/ss"):
         CHECKS["sockets"] = ["cat", "/proc/net/tcp"]
     stop = threading.Event()
-    with safespawn.Supervisor("agent", guard="error") as supervisor:  # first the supervisor, then the threads
+    # First the supervisor, then the threads. That something forks later is what this example is about.
+    with safespawn.Supervisor("agent", guard={"thread": "error"}) as supervisor:
         checks = [Check(name, argv, stop) for name, argv in CHECKS.items()]
         for check in checks:
             check.start()

@@ -8,6 +8,7 @@ the others wait for that moment.
 Runs in: application, any thread.
 """
 
+import copy
 import os
 import signal
 import time
@@ -43,7 +44,8 @@ class Process:
         self.returncode: int | None = None
         self.duration: float | None = None
         self.usage: Usage | None = None
-        self.failure: BaseException | None = None  # the status can never be known
+        # The status can never be known. Kept and raised as copies: a traceback would keep the owner object alive.
+        self.failure: BaseException | None = None
         self.runs_on: bool = True  # when nobody asks for it any more
         self._claim = [None]  # popped by the one who reads the status
         self._waiters: set[object] = set()
@@ -99,7 +101,7 @@ class Process:
         try:
             while self.returncode is None:
                 if self.failure is not None:
-                    raise self.failure
+                    raise copy.copy(self.failure)
                 child = self.child
                 assert child is not None  # noqa: S101 - started before anybody can wait
                 if child.pidfd >= 0 and not self.looks_ended():
@@ -145,7 +147,7 @@ class Process:
             healthy = True
             raise
         except Exception as error:
-            self.failure = error
+            self.failure = copy.copy(error)
             raise
         finally:
             if not healthy:
@@ -180,7 +182,7 @@ class Process:
         if self.returncode is None and self.failure is None and self.looks_ended():
             yield from self.collect_flow(time.monotonic() + POLL_SECONDS)
         if self.failure is not None:
-            raise self.failure  # None would say that it runs
+            raise copy.copy(self.failure)  # None would say that it runs
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -223,7 +225,7 @@ class Process:
         try:
             yield from end_flow(child, whole=whole, grace=grace)
         except Exception as error:
-            self.failure = error
+            self.failure = copy.copy(error)
             self.engine.discard(child.connection)
             self._let_go()
             raise
@@ -245,7 +247,7 @@ class Process:
         child = self.child
         assert child is not None  # noqa: S101 - started before anybody can talk to it
         if self.failure is not None:
-            raise self.failure
+            raise copy.copy(self.failure)
         drained_by: float | None = None
         token = object()
         self._waiters.add(token)
