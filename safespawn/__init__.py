@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from safespawn.errors import ThreadOrderWarning as ThreadOrderWarning
     from safespawn.errors import TimeoutExpired as TimeoutExpired
     from safespawn.executor import Executor as Executor
+    from safespawn.installed import install as install
+    from safespawn.installed import uninstall as uninstall
     from safespawn.pool import Pool as Pool
     from safespawn.pool import PoolEvent as PoolEvent
     from safespawn.pool_errors import CrashLoop as CrashLoop
@@ -103,9 +105,11 @@ _HOMES = {
     "current_worker": "_worker.current",
     "get_context": "context",
     "init": "supervisor",
+    "install": "installed",
     "open_process": "process",
     "run": "_functions",
     "statistics": "_functions",
+    "uninstall": "installed",
 }
 _MODULES = ("errors", "guard")
 
@@ -117,7 +121,7 @@ __all__ = [
     "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback",
     "WorkerDied", "WorkerMemoryExceeded", "WrongLoop",
     "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "current_worker", "errors",
-    "get_context", "guard", "init", "open_process", "run", "statistics",
+    "get_context", "guard", "init", "install", "open_process", "run", "statistics", "uninstall",
 ]  # fmt: skip
 
 _recorder.install()

@@ -130,7 +130,8 @@ class Plan:
             Exception: Whatever the first *stop* raised that did; the others were called all the same.
         """
         self.running = False
-        threads, trouble = [], None
+        threads: list[threading.Thread] = []
+        trouble: Exception | None = None
         while self.started:
             entry = self.started.pop()
             if entry.stop is None:

@@ -11,9 +11,9 @@ Runs in: application, any thread; in an audit hook above all, so it waits for no
 import fnmatch
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 
@@ -55,7 +55,8 @@ class Layer:
 
 
 layers: list[Layer] = []  # the last one counts
-_told: dict[tuple[str, str, int], str] = {}  # the text of a warning, by kind and place: so that it comes once
+sink: "Callable[[str, str, tuple[str, int], int, Sequence[str]], object] | None" = None  # `safespawn check --run`
+_told: dict[tuple[str, tuple[str, int]], str] = {}  # the text of a warning, by kind and place: so that it comes once
 
 
 def resolve(setting: Any) -> dict[str, Policy]:
@@ -72,7 +73,7 @@ def resolve(setting: Any) -> dict[str, Policy]:
     if isinstance(setting, str):
         table = dict.fromkeys(KINDS, setting)
     elif isinstance(setting, Mapping):
-        table = {**dict.fromkeys(KINDS, "off"), **setting}
+        table = {**dict.fromkeys(KINDS, "off"), **cast("Mapping[str, Any]", setting)}
     else:  # not every caller's code has been checked for types
         table = {"": setting}
     for kind, policy in table.items():
@@ -85,7 +86,7 @@ def resolve(setting: Any) -> dict[str, Policy]:
     return table
 
 
-def make_layer(setting: Any, allow: Sequence[str]) -> Layer:
+def make_layer(setting: Any, allow: Any) -> Layer:
     """
     A layer of what a user gave.
 
@@ -93,11 +94,12 @@ def make_layer(setting: Any, allow: Sequence[str]) -> Layer:
         BadArgument, BadArgumentType: Not a setting; *allow* is no sequence of str.
     """
     table = resolve(setting)
-    if isinstance(allow, (str, bytes)) or not all(isinstance(each, str) for each in allow):
+    names: list[Any] = [] if isinstance(allow, (str, bytes)) else list(allow)
+    if isinstance(allow, (str, bytes)) or not all(isinstance(each, str) for each in names):
         raise errors.BadArgumentType(
             "allow is a sequence of module names", parameter="allow", value=allow, help='give a list: ["gunicorn.*"]'
         )
-    return Layer(table, tuple(allow))
+    return Layer(table, tuple(names))
 
 
 def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -> None:
@@ -125,8 +127,11 @@ def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -
     frame, passed = _user(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in layer.allow for name in passed):
         return
-    place = ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-    text = _told.get((kind, *place)) if policy == "warn" else None
+    place: tuple[str, int] = ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    if sink is not None:
+        sink(kind, what, place, len(sys._current_frames()) - 1, imports)  # pyright: ignore[reportPrivateUsage]
+        return
+    text = _told.get((kind, place)) if policy == "warn" else None
     if text is None:
         from safespawn.guard import census
 
@@ -141,7 +146,7 @@ def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -
         )
         if policy == "error":
             raise error
-        text = _told[kind, *place] = str(error)
+        text = _told[kind, place] = str(error)
     names: dict[str, Any] = {} if frame is None else frame.f_globals
     warnings.warn_explicit(
         text, errors.UnsafeStartWarning, *place,

@@ -94,6 +94,8 @@ class _Recorder:
 
 
 _recorder = _Recorder()
+observer: Callable[[threading.Thread, FrameType | None], object] | None = None
+"""Called before each start of a thread with the frame that starts it; by `safespawn check --run`."""
 
 
 def _skip_wrappers(frame: FrameType | None) -> FrameType | None:
@@ -123,6 +125,8 @@ def _wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
                 if threading.Thread.start is not start:
                     frame = _skip_wrappers(frame)
                 self.__dict__[_ATTRIBUTE] = user_place(frame)
+                if observer is not None:
+                    observer(self, frame)
         except Exception:  # noqa: BLE001 - no frame below us, or no whole Thread: start() itself will say so
             pass
         return inner(self, *args, **kwargs)

@@ -47,7 +47,18 @@ def force(method: str | None) -> None:
     default._default_context = get_context() if method == "safespawn" else known[method]
     if default._actual_context is known["fork"]:  # chosen, or come about by the first use
         default._actual_context = None
-    known["fork"]._check_available = _fork_is_asked_for  # called by get_context("fork") and set_start_method("fork")
+    watch_fork()
+
+
+def watch_fork() -> None:
+    """
+    Have whoever asks for the start method "fork" met by the policy.
+    """
+    import multiprocessing.context
+
+    contexts: Any = multiprocessing.context
+    # get_context("fork") and set_start_method("fork") both call it:
+    contexts._concrete_contexts["fork"]._check_available = _fork_is_asked_for
 
 
 def _fork_is_asked_for() -> None:

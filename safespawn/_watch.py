@@ -27,6 +27,9 @@ RECORDS = 16  # forks remembered; arbitrary
 FRAMES = 4  # of each thread: what it does and who wants that
 
 _IMPORTER = "<frozen importlib._bootstrap>"
+_POPEN_CODE: CodeType = vars(os)["popen"].__code__
+# Modules that ask a command of the system once, mostly while they or others are imported: nobody could change that.
+_ASKS_THE_SYSTEM = frozenset({"ctypes.util", "platform", "uuid", "locale", "webbrowser", "_osx_support", "sysconfig"})
 _installed: list[int] = []
 
 
@@ -35,7 +38,7 @@ def imports(frame: FrameType | None) -> list[str]:
     """
     The modules that the callers of *frame* are importing, the innermost first, each with the line that imports it.
     """
-    found = []
+    found: list[str] = []
     while frame is not None:
         code = frame.f_code
         if code.co_name == "_find_and_load" and code.co_filename == _IMPORTER:
@@ -81,7 +84,9 @@ def _on_popen(args: tuple[Any, ...], frame: FrameType) -> None:
         caller: FrameType | None = frame
         while caller is not None and caller.f_globals.get("__name__") == "subprocess":
             caller = caller.f_back
-        if caller is not None and caller.f_code is os.popen.__code__:
+        if caller is not None and caller.f_globals.get("__name__") in _ASKS_THE_SYSTEM:
+            return
+        if caller is not None and caller.f_code is _POPEN_CODE:
             what = f"os.popen({_short(args[1][-1])})"
             _policy.meet("shell", what)
     if preexec is not None:
@@ -202,7 +207,8 @@ def _record() -> None:
         if len(stacks) == 1:
             return
         own = threading.get_ident()
-        known: dict[int, Any] = threading._active.copy()  # type: ignore[attr-defined]  # noqa: SLF001 - enumerate() locks
+        private: Any = threading
+        known: dict[int, Any] = private._active.copy()  # noqa: SLF001 - enumerate() takes a lock
         rows: list[tuple[Any, int, bool, list[tuple[CodeType, int]]]] = []
         for ident, top in stacks.items():
             frame: FrameType | None = top.f_back if ident == own else top  # not this function
@@ -212,7 +218,8 @@ def _record() -> None:
                     break
                 frames.append((frame.f_code, frame.f_lasti))  # its line is found when somebody asks
                 frame = frame.f_back
-            rows.append((known.get(ident), ident, ident == own, frames))
+            thread: Any = known.get(ident)
+            rows.append((thread, ident, ident == own, frames))
         records.append(ForkRecord(rows))
     finally:
         stacks.clear()  # a kept frame keeps its local variables alive

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import safespawn
+from safespawn import check
 
 SHOWN_LINES = 4
 SHOWN_CHILDREN = 20
@@ -29,8 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["exec"]:  # all that follows is the program's, and so is what it raises
+        from safespawn.installed import program
+
+        return program.main(words[1:])
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     try:
         code: int = options.action(options)
         sys.stdout.flush()
@@ -70,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(action=show_status)
+    check.add_command(commands)
+    commands.add_parser("exec", help="run an unmodified program with its processes made safe")  # `main` sees to it
     return parser
 
 

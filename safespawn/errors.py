@@ -301,7 +301,7 @@ class UnsafeStart(OrderError):
         self.what = what
         self.kind = kind
         self.place = place
-        self.threads = tuple(threads)
+        self.threads: tuple[str, ...] = tuple(threads)
         self.imports: tuple[str, ...] = tuple(imports)
         when = f"while {self.imports[0]} is being imported" if imports else "after the fork point"
         if threads:

@@ -120,6 +120,7 @@ class PoolBase:
         packed, inheritance = None, None
         if initializer is not None:
             packed, inheritance = self._pack_initializer((initializer, tuple(initargs)))
+        self._initargs = initargs  # as the standard one: what is only named there, a lock, lives as long as the pool
         config = CrewConfig(
             name=self.name,
             size=size,

@@ -1,0 +1,430 @@
+"""
+The project: all files together. Turns what is written into what is meant, and finds what each function does in the end.
+
+Three steps. Files that have a word of interest are read. What each of their functions does by itself is known from
+tables (`known`); what it does through others is found by a fix-point over the calls. Files that were not read, but
+import a module that does something, are read as well, and the fix-point is run again, until there is none left.
+
+Every effect has a witness, the call by which it came; following the witnesses gives the chain that a message shows.
+
+Runs in: the checker, any thread. Reads files; never imports or executes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import attrs
+
+from safespawn.check import known, names, walk
+from safespawn.check.known import Effect
+from safespawn.check.meaning import External, Instance, Meanings
+from safespawn.check.names import Attr, Const, Made, Ref
+from safespawn.check.summary import Class, Event, Function, Module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from safespawn.check.source import Source
+
+_SPREADING = frozenset({Effect.THREAD, Effect.COMMAND, Effect.PROCESS, Effect.FORKS})  # read further files for these
+_ROUNDS = 12  # of reading more files: arbitrary; each goes one import further
+
+
+@attrs.frozen
+class Step:
+    """An event, and what it does: by itself (*own*), or through functions of the project (*callees*)."""
+
+    event: Event
+    own: frozenset[Effect]
+    path: str
+    callees: tuple[Function, ...]
+
+
+@attrs.define(eq=False)
+class Facts:
+    """
+    What a function does in the end.
+
+    Args:
+        steps: What it does, in order, as far as it matters.
+        witness: By effect, the step by which it comes: of several, the one under the fewest conditions.
+        doubt: By effect, under how many conditions it comes, in this function and those that it calls.
+        lasting: The step that starts a thread which goes on.
+    """
+
+    steps: list[Step] = attrs.field(factory=list)
+    witness: dict[Effect, Step] = attrs.field(factory=dict)
+    doubt: dict[Effect, int] = attrs.field(factory=dict)
+    lasting: Step | None = None
+
+    def note(self, effect: Effect, step: Step, doubt: int) -> bool:
+        """
+        A step has an effect under so many conditions; whether that is news.
+        """
+        doubt += step.event.conditions
+        if doubt >= self.doubt.get(effect, doubt + 1):
+            return False
+        self.witness[effect], self.doubt[effect] = step, doubt
+        return True
+
+
+class Project(Meanings):
+    """
+    All files that are checked.
+
+    Args:
+        sources: The files.
+    """
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        super().__init__(sources)
+        self.failures: list[tuple[Source, Exception]] = []
+        self.facts: dict[Function, Facts] = {}
+        self.safe_groups: set[str] = set()
+        self._pruned: set[Module] = set()
+
+    def read(self) -> None:
+        """
+        Read what matters, and find what every function does.
+        """
+        fresh = [source for source in self.sources if source.is_relevant]
+        for _ in range(_ROUNDS):
+            for source in fresh:
+                self.load(source)
+            self.link()
+            handles = self._handles()
+            fresh = [source for source in self.sources if source not in self._tried and _may_call(source, handles)]
+            if not fresh:
+                return
+
+    def load(self, source: Source) -> Module | None:
+        """
+        Parse one file, once; what went wrong is kept in *failures*.
+        """
+        if source in self._tried:
+            return self.modules.get(source)
+        self._tried.add(source)
+        try:
+            module = walk.summarise(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            self.failures.append((source, error))
+            return None
+        self.modules[source] = module
+        for function in module.functions:
+            function.events = [event for event in function.events if self._may_matter(event)]
+        return module
+
+    def _may_matter(self, event: Event) -> bool:
+        """
+        False for a call of what is certainly another's and of no interest.
+        """
+        top = names.root(event.callee).partition(".")[0]
+        wanted = event.made is not None and "preexec_fn" in event.made.keywords
+        return not top or top in self._tops or top in known.PACKAGES or wanted
+
+    def _handles(self) -> dict[str, frozenset[bytes]]:
+        """
+        By module, the words by which another file can make it do something, or get that from it by a further import.
+        """
+        active = [
+            function
+            for function, facts in self.facts.items()
+            if not _SPREADING.isdisjoint(facts.witness) and function.name not in ("<module>", "<lambda>")
+        ]
+        found: dict[str, set[bytes]] = defaultdict(set)
+        for function in active:
+            name = function.name
+            if name.startswith("__") and function.cls is not None:
+                name = function.cls.name
+            found[function.module.name].add(name.encode())
+        for _ in range(_ROUNDS):  # a module that imports such a word hands it on
+            size = sum(map(len, found.values()))
+            for module in self.modules.values():
+                for name, value in module.names.items():
+                    home, _, word = value.path.rpartition(".") if isinstance(value, Ref) else ("", "", "")
+                    if home in found and word.encode() in found[home]:
+                        found[module.name].add(name.encode())
+                for star in module.stars:
+                    found[module.name] |= found.get(star, set())
+            if sum(map(len, found.values())) == size:
+                break
+        return {name: frozenset(words) for name, words in found.items() if words}
+
+    # --- from calls to effects ----------------------------------------------------------------------------------------
+    def link(self) -> None:
+        """
+        Find what each function does: by itself, then through the others.
+        """
+        self.facts = {}
+        self.forget()
+        self._drop_strangers()
+        self.safe_groups = {
+            group(module.source)
+            for module in self.modules.values()
+            for function in module.functions
+            for event in function.events
+            if self._sets_safe_default(event)
+        }
+        for module in self.modules.values():
+            for function in module.functions:
+                forks = self.forks_by_default(function)
+                steps = [step for event in function.events if (step := self._step(event, forks)) is not None]
+                if steps:
+                    self.facts[function] = Facts(steps)
+        self._spread()
+        for function, facts in self.facts.items():
+            pair = next(self.waits(function), None) if Effect.ENDS in facts.witness else None
+            if pair is not None:
+                facts.note(Effect.WAITS, pair[1], 0)
+        self._spread()
+        self._spread_lasting()
+
+    def _sets_safe_default(self, event: Event) -> bool:
+        if event.made is None or not isinstance(event.callee, Ref | Attr):
+            return False
+        name = event.callee.path if isinstance(event.callee, Ref) else event.callee.name
+        if not name.endswith("set_start_method"):
+            return False
+        meaning = self.resolve(event.callee)
+        if not isinstance(meaning, External) or not meaning.path.endswith(".set_start_method"):
+            return False
+        return event.made.argument(0, "method")[1] != Const("fork")
+
+    def forks_by_default(self, function: Function) -> bool:
+        """
+        Whether the project of this function leaves the start method of multiprocessing as it is, or makes it fork.
+        """
+        return group(function.module.source) not in self.safe_groups
+
+    def _drop_strangers(self) -> None:
+        """
+        Forget the calls of which it is now certain that they are another's and of no interest.
+        """
+        for module in self.modules.values():
+            if module not in self._pruned:
+                self._pruned.add(module)
+                for function in module.functions:
+                    function.events = [event for event in function.events if not self._is_stranger(event)]
+
+    def _is_stranger(self, event: Event) -> bool:
+        if event.kind == "end" or (event.made is not None and "preexec_fn" in event.made.keywords):
+            return False
+        meaning = self.resolve(event.callee)
+        return isinstance(meaning, External) and not known.is_relevant(meaning.path)
+
+    def _step(self, event: Event, forks: bool) -> Step | None:  # noqa: FBT001 - one caller
+        if event.kind == "end":
+            return Step(event, known.NONE, "", ())
+        path, callees = self.callees(event)
+        own = known.effects_of(path) if path else known.NONE
+        if event.made is not None and path:
+            own = self._refine(path, own, event.made)
+            if not forks and path.startswith(("mp:default", "concurrent.")):
+                own -= {Effect.FORKS}
+        if not path and not callees and (event.made is None or "preexec_fn" not in event.made.keywords):
+            return None
+        return Step(event, own, path, callees)
+
+    def callees(self, event: Event) -> tuple[str, tuple[Function, ...]]:
+        """
+        What an event calls: something known by name (relevant to a rule, else ""), or functions of the project.
+        """
+        meaning = self.resolve(event.callee)
+        if isinstance(meaning, External):
+            return meaning.path if known.is_relevant(meaning.path) else "", ()
+        if isinstance(meaning, Class):
+            return self._constructor(meaning)
+        if isinstance(meaning, Function):
+            runs = meaning.runs == "called" or event.consumed
+            return "", (meaning,) if runs else ()
+        return "", ()
+
+    def _constructor(self, cls: Class) -> tuple[str, tuple[Function, ...]]:
+        found: list[Function] = []
+        for name in ("__new__", "__init__", "__post_init__", "__attrs_post_init__"):
+            member = self._member(cls, name, 0, above=False, bound=True)
+            if isinstance(member, Function):
+                found.append(member)
+        external = self.external_base(cls)
+        path = external.path if external is not None and known.is_relevant(external.path) else ""
+        return path, tuple(found)
+
+    def external_base(self, cls: Class) -> External | None:
+        """
+        The first class of another's that a class is derived from; None also if a base before it is not known.
+        """
+        for each in self.lineage(cls):
+            if not isinstance(each, Class):
+                return each
+        return None
+
+    def executor_kind(self, made: Made) -> str:
+        """
+        How a `ProcessPoolExecutor` starts its workers.
+        """
+        given, value = made.argument(1, "mp_context")
+        if not given or value == names.NOTHING:
+            return "default"
+        meaning = self.resolve(value)
+        return known.kind_of(meaning.path) or "unknown" if isinstance(meaning, External) else "unknown"
+
+    def _refine(self, path: str, own: frozenset[Effect], made: Made) -> frozenset[Effect]:
+        """
+        Add what the arguments say to what the name says.
+        """
+        if path in ("concurrent.futures.ProcessPoolExecutor().submit", "concurrent.futures.ProcessPoolExecutor().map"):
+            holder = self.resolve(made.maker.of) if isinstance(made.maker, Attr) else None
+            maker = holder.made if isinstance(holder, External) else None
+            forks = maker is not None and self.executor_kind(maker) in ("default", "fork")
+            return frozenset({Effect.PROCESS, Effect.FORKS} if forks else {Effect.PROCESS})
+        if path in known.STARTS_COMMAND and not path.startswith("safespawn."):
+            value = made.keywords.get("preexec_fn", names.NOTHING)
+            return own if value == names.NOTHING or value is None else own | {Effect.FORKS}
+        if Effect.LOCKS in own and (made.args or made.keywords):
+            return known.NONE  # acquire(False), acquire(timeout=1)
+        if path == "mp:default.Pool":
+            given, context = made.argument(4, "context")
+            return own - {Effect.FORKS} if given and context != names.NOTHING else own
+        return own
+
+    def _spread(self) -> None:
+        callers: dict[Function, list[tuple[Function, Step]]] = defaultdict(list)
+        waiting: dict[Function, None] = {}  # in order, each once
+        for function, facts in self.facts.items():
+            for step in facts.steps:
+                for effect in step.own:
+                    facts.note(effect, step, 0)
+                for callee in step.callees:
+                    callers[callee].append((function, step))
+            if facts.witness:
+                waiting[function] = None
+        while waiting:
+            callee = next(iter(waiting))
+            del waiting[callee]
+            held = list(self.facts[callee].doubt.items())
+            for caller, step in callers[callee]:
+                facts = self.facts[caller]
+                news = [facts.note(effect, step, doubt) for effect, doubt in held]
+                if any(news):
+                    waiting[caller] = None
+
+    def _spread_lasting(self) -> None:
+        active = [(f, facts) for f, facts in self.facts.items() if Effect.THREAD in facts.witness]
+        changed = True
+        while changed:
+            changed = False
+            for function, facts in active:
+                if facts.lasting is None:
+                    facts.lasting = next(self.lasting_threads(function), None)
+                    changed = changed or facts.lasting is not None
+
+    def does(self, step: Step, effect: Effect) -> bool:
+        """
+        Whether a step has an effect, by itself or through the functions that it calls.
+        """
+        return effect in step.own or any(effect in self.facts[f].witness for f in step.callees if f in self.facts)
+
+    def waits(self, function: Function) -> Iterator[tuple[Step, Step]]:
+        """
+        The pairs of steps of a function of which the second waits, without a limit, for what the first started.
+        """
+        steps = self.facts[function].steps
+        for index, later in enumerate(steps):
+            if later.event.made is None or later.event.made.args or later.event.made.keywords:
+                continue
+            if not self.does(later, Effect.ENDS):
+                continue
+            for start in steps[:index]:
+                starts = self.does(start, Effect.THREAD) or self.does(start, Effect.PROCESS)
+                if starts and start.event.kind == "call" and self.ends(start, later):
+                    yield start, later
+                    break
+
+    def surely(self, step: Step, effect: Effect) -> bool:
+        """
+        Whether a step has an effect, under no conditions in the functions that it calls but "if not yet".
+        """
+        found = [self.facts[f].doubt[effect] for f in step.callees if f in self.facts and effect in self.facts[f].doubt]
+        return effect in step.own or bool(found and min(found) == 0)
+
+    def lasting_threads(self, function: Function) -> Iterator[Step]:
+        """
+        The steps of a function that start a thread which still runs when the function has returned.
+        """
+        steps = self.facts[function].steps
+        for index, step in enumerate(steps):
+            if self.starts_lasting(step) and not any(self.ends(step, later) for later in steps[index + 1 :]):
+                yield step
+
+    def starts_lasting(self, step: Step) -> bool:
+        """
+        Whether a thread runs on when a step is done.
+        """
+        if Effect.THREAD in step.own:
+            return True
+        return any(self.facts[f].lasting is not None for f in step.callees if f in self.facts)
+
+    def ends(self, start: Step, later: Step) -> bool:
+        """
+        Whether a later step waits for, or ends, what an earlier one started.
+        """
+        mine = start.event.receiver
+        meaning = self.resolve(mine)
+        made = isinstance(meaning, External) and meaning.path.endswith("()")
+        if mine is None or not (made or isinstance(meaning, Instance)):
+            mine = start.event.made  # it is no object: a module, or not known
+        if later.event.kind == "end":
+            return later.event.receiver in (mine, start.event.made)
+        return self.does(later, Effect.ENDS) and later.event.receiver in (mine, start.event.made)
+
+    def chain(self, step: Step, effect: Effect, function: Function) -> str:
+        """
+        How an effect comes about, from a step of a function to the call that has it, with places.
+        """
+        callee = self._through(step, effect)
+        place = f"{_base(function)}:{step.event.line}"
+        if callee is None:
+            name = known.display(step.path) if step.path else step.callees[0].path
+            return f"{name}() at {place}"
+        parts = [f"{callee.path}() at {place}"]
+        seen = {callee}
+        while True:
+            step = self.facts[callee].witness[effect]
+            following = self._through(step, effect)
+            if following is None or following in seen:
+                name = known.display(step.path) if step.path else step.callees[0].path
+                parts.append(f"{name} at {_base(callee)}:{step.event.line}")
+                return " -> ".join(parts)
+            callee = following
+            seen.add(callee)
+            parts.append(f"{callee.path} at {_base(callee)}:{callee.line}")
+
+    def _through(self, step: Step, effect: Effect) -> Function | None:
+        if effect in step.own:
+            return None
+        return next((f for f in step.callees if f in self.facts and effect in self.facts[f].witness), None)
+
+
+def _may_call(source: Source, handles: dict[str, frozenset[bytes]]) -> bool:
+    for name in source.imports:
+        if name.endswith(".*") and name[:-2] in handles:
+            return True
+        if name in handles and not handles[name].isdisjoint(source.words):
+            return True
+    return False
+
+
+def _base(function: Function) -> str:
+    return os.path.basename(function.module.source.path)
+
+
+def group(source: Source) -> str:
+    """
+    The project that a file belongs to: all of them are one, but in an environment each package is its own.
+    """
+    if os.path.basename(source.root) in ("site-packages", "dist-packages"):
+        return source.module.partition(".")[0]
+    return ""

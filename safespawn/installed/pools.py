@@ -1,0 +1,66 @@
+"""
+`multiprocessing.Pool`, `multiprocessing.pool.Pool` and `ProcessPoolExecutor` for programs that know nothing of this
+library.
+
+Runs in: application, any thread.
+"""
+
+import multiprocessing.pool
+from typing import Any
+
+from safespawn import pool as ours
+from safespawn.executor import Executor
+
+Standard: Any = multiprocessing.pool.Pool
+
+
+class _Kind(type):
+    """
+    The class of `Pool`. Whoever derives from the standard pool builds on what it keeps private, so what is derived from
+    this one is derived from that one; and the standard module, in which this one has that one's name, finds there what
+    it looks for.
+    """
+
+    def __new__(cls, name: str, bases: tuple[Any, ...], body: dict[str, Any], **options: Any) -> Any:
+        if not any(isinstance(base, _Kind) for base in bases):
+            return super().__new__(cls, name, bases, body)
+        replaced = tuple([Standard if isinstance(base, _Kind) else base for base in bases])
+        return type(Standard)(name, replaced, body, **options)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(Standard, name)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return type.__instancecheck__(cls, instance) or isinstance(instance, Standard)
+
+    def __subclasscheck__(cls, subclass: Any) -> bool:
+        return type.__subclasscheck__(cls, subclass) or issubclass(subclass, Standard)
+
+
+class Pool(ours.Pool, metaclass=_Kind):
+    """
+    `safespawn.Pool`, by the name of the standard one.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if isinstance(self, Standard):  # ThreadPool has been derived from that one, and calls this one
+            Standard.__init__(self, *args, **options)
+        else:
+            self._given = (
+                args,
+                options,
+            )  # a lock among the initargs, which is mostly nobody else's, lives on for workers
+            super().__init__(*args, **options)
+
+
+class ProcessPoolExecutor(Executor):
+    """
+    `safespawn.Executor`, by the name of the standard one.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._given = args, options  # as above
+        super().__init__(*args, **options)
+
+
+ProcessPoolExecutor.__init__.__wrapped__ = Executor.__init__  # type: ignore[attr-defined]  # its signature, for inspect

@@ -1,0 +1,135 @@
+"""`check --run` and the guard on real programs: each incident's original shape is found where it happens."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import safespawn
+from support.applications import Census
+from support.children import ENV, PROGRAMS
+
+SHAPES = os.path.join(PROGRAMS, "incident_shapes")
+SECONDS = "2"  # for the shapes that go on for ever, or hang as they did
+SEEN = {"SPN101", "SPN201", "SPN204"}  # what the static rules say of a line that is told of at run time as well
+
+
+def expected(shape):
+    """Line and code of what happens when the shape runs, from its comments."""
+    found = set()
+    with open(os.path.join(SHAPES, shape)) as file:
+        for number, line in enumerate(file, 1):
+            codes = set(re.findall(r"SPN\d+", line.partition("# expect: ")[2]))
+            if codes & SEEN:
+                found |= {(number, code) for code in codes & SEEN}
+            elif "SPN301" in codes:
+                found.add((number, "SPN301"))
+    return found
+
+
+def words_of(shape):
+    """How to run it: the shape of an import is one of a module that is imported."""
+    if shape == "import_lock.py":
+        return ["-c", "import import_lock"]
+    return [os.path.join(SHAPES, shape)]
+
+
+def run(*words, cwd, **options):
+    """A Python program with these words, in a directory that it may write to; nothing is left of it."""
+    census = Census()
+    env = {**ENV, "PYTHONPATH": os.pathsep.join([ENV["PYTHONPATH"], SHAPES])}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+    assert census.gone(5.0) == {}
+    return done
+
+
+def check_run(*words, cwd, options=()):
+    """What `safespawn check --run` finds, as its JSON; and its exit code and stderr."""
+    done = run("-m", "safespawn", "check", "--format=json", *options, "--run", *words, cwd=cwd)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout), done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("shape", sorted(name for name in os.listdir(SHAPES) if name.endswith(".py")))
+def test_an_incidents_shape_is_found_as_it_runs(shape, tmp_path):
+    """The findings are those lines and codes that happen; the program may hang as it did, and is ended."""
+    told, code, _ = check_run(*words_of(shape), cwd=tmp_path, options=("--timeout", SECONDS))
+    found = {(each["line"], each["code"]) for each in told["findings"] if each["path"].endswith(shape)}
+    assert expected(shape)
+    assert found >= expected(shape), told
+    assert {code for _, code in found - expected(shape)} <= {"SPN102", "SPN203"}, told
+    assert code == 1
+
+
+GUARDED = """
+import runpy, sys, safespawn
+safespawn.init(guard="warn", start_method=None)
+if sys.argv[1] == "-c":
+    exec(sys.argv[2])
+else:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("shape", sorted(name for name in os.listdir(SHAPES) if name.endswith(".py")))
+def test_an_incidents_shape_is_told_by_the_guard(shape, tmp_path):
+    """Every line that forks, or starts a command in an import, has its warning."""
+    argv = [sys.executable, "-c", GUARDED, *words_of(shape)]
+    env = {**ENV, "PYTHONPATH": os.pathsep.join([ENV["PYTHONPATH"], SHAPES])}
+    try:
+        said = safespawn.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=float(SECONDS)).stderr
+    except safespawn.TimeoutExpired as error:
+        said = error.stderr
+    file = os.path.join(SHAPES, shape)
+    found = {int(line) for line in re.findall(re.escape(file) + r":(\d+): UnsafeStartWarning", said)}
+    wanted = {line for line, code in expected(shape) if code != "SPN101"}
+    assert found >= wanted, said
+    if shape == "import_lock.py":
+        return  # a thread in an import: the guard meets what that thread starts, if that waits for the import itself
+    assert wanted
+
+
+PROGRAM = """
+import os
+import sys
+print("said by the program", sys.argv)
+pid = os.fork()  # without a thread: nothing to say
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+sys.exit(3)
+"""
+
+
+def test_a_clean_program_has_no_findings(tmp_path):
+    """What it prints goes to stderr; that it failed by itself is said, and is no finding."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    told, code, said = check_run("program.py", "--its-own", "x", cwd=tmp_path)
+    assert told["findings"] == []
+    assert code == 0
+    assert "said by the program ['program.py', '--its-own', 'x']" in said
+    assert "exit code 3" in said
+
+
+def test_noqa_and_select_count(tmp_path):
+    """A remark at the line silences it; --ignore leaves a code out."""
+    source = "import os, threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    source += "os.system('true')\n" + "pid = os.fork(){}\nos._exit(0) if pid == 0 else os.waitpid(pid, 0)\n"
+    (tmp_path / "loud.py").write_text(source.format(""))
+    (tmp_path / "quiet.py").write_text(source.format("  # noqa: SPN201"))
+    assert [each["code"] for each in check_run("loud.py", cwd=tmp_path)[0]["findings"]] == ["SPN201"]
+    assert check_run("quiet.py", cwd=tmp_path)[0]["findings"] == []
+    assert check_run("loud.py", cwd=tmp_path, options=("--ignore", "SPN2"))[0]["findings"] == []
+
+
+@pytest.mark.parametrize("words", [["--run"], [], ["--run", "-m"], ["a.py", "--run", "b.py"]])
+def test_a_bad_command_line(tmp_path, words):
+    """It is a usage error, with a sentence."""
+    done = run("-m", "safespawn", "check", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "safespawn check" in done.stderr
