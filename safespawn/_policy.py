@@ -75,11 +75,11 @@ def resolve(setting: Any) -> dict[str, Policy]:
     elif isinstance(setting, Mapping):
         table = {**dict.fromkeys(KINDS, "off"), **cast("Mapping[str, Any]", setting)}
     else:  # not every caller's code has been checked for types
-        table = {"": setting}
+        table = {"": cast("object", setting)}
     for kind, policy in table.items():
         if kind and kind not in KINDS:
             known = ", ".join(map(repr, KINDS))
-            raise errors.BadArgument(f"guard has no kind {kind!r}; there are {known}", parameter="guard", value=setting)
+            raise errors.BadArgument(f"guard has no kind {kind!r}; there are {known}", parameter="guard", value=table)
         if policy not in POLICIES:
             allowed = ", ".join(map(repr, POLICIES))
             raise errors.BadArgument(f"guard must be one of {allowed}", parameter="guard", value=policy)
