@@ -92,10 +92,11 @@ class Connection:
             RemoteProtocolError: Not a message.
         """
         flags = _socket.MSG_CMSG_CLOEXEC | (_socket.MSG_PEEK if peek else 0)
+        room = 0 if peek else _RIGHTS_BYTES
         try:
-            data, ancillary, got, _ = self.socket.recvmsg(_MESSAGE_BYTES, 0 if peek else _RIGHTS_BYTES, flags)
-        except ConnectionResetError:
-            return None, []
+            data, ancillary, got, _ = self.socket.recvmsg(_MESSAGE_BYTES, room, flags)
+        except ConnectionResetError:  # it died with messages unread, which is told once, before its own last ones
+            data, ancillary, got, _ = self.socket.recvmsg(_MESSAGE_BYTES, room, flags)
         fds: list[int] = []
         for level, kind, value in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

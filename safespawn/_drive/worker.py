@@ -138,10 +138,11 @@ class Worker:
         socket = self.socket
         if socket is None:
             return b"", -1
+        flags |= _socket.MSG_CMSG_CLOEXEC
         try:
-            data, ancillary, _, _ = socket.recvmsg(RECEIVE_BYTES, _FDS_BYTES, flags | _socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            return b"", -1
+            data, ancillary, _, _ = socket.recvmsg(RECEIVE_BYTES, _FDS_BYTES, flags)
+        except ConnectionResetError:  # it died with messages unread, which is told once, before its own last ones
+            data, ancillary, _, _ = socket.recvmsg(RECEIVE_BYTES, _FDS_BYTES, flags)
         if ancillary:
             fds = array.array("i", ancillary[0][2])
             if data[0] != LONG:
