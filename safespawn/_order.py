@@ -107,44 +107,70 @@ class Plan:
 
     def start(self) -> None:
         """
-        Start everything. If one fails, those before it are stopped.
+        Start everything. What is up when one fails is for the caller to stop.
         """
-        entries = self.order()
-        try:
-            for entry in entries:
-                self._start(entry)
-        except BaseException:
-            self.stop()
-            raise
+        for entry in self.order():
+            self._start(entry)
         self.running = True
 
     def _start(self, entry: Declared) -> None:
         entry.result = entry.start()
         self.started.append(entry)
 
-    def stop(self) -> list[threading.Thread]:
+    def stop(self) -> "Stopping":
         """
-        Ask everything that can be asked to stop, the last one first. Returns the threads that may be waited for.
-
-        Raises:
-            Exception: Whatever the first *stop* raised that did; the others were called all the same.
+        Have everything that can be asked to stop asked, the last one first.
         """
         self.running = False
-        threads: list[threading.Thread] = []
-        trouble: Exception | None = None
-        while self.started:
-            entry = self.started.pop()
-            if entry.stop is None:
-                continue
+        entries, self.started = self.started[::-1], []
+        return Stopping([entry for entry in entries if entry.stop is not None])
+
+
+class Stopping:
+    """
+    The end of what was declared. A daemon thread asks one after the other: whoever waits has a deadline, and a *stop*
+    that hangs holds up neither him nor the end of the processes.
+    """
+
+    def __init__(self, entries: Sequence[Declared]) -> None:
+        self.trouble: Exception | None = (
+            None  # what the first *stop* raised that did; the others were called all the same
+        )
+        self._entries = entries
+        self._threads = [entry.result for entry in entries if isinstance(entry.result, threading.Thread)]
+        if entries:
+            asker = threading.Thread(target=self._ask, name="safespawn stop", daemon=True)
+            asker.start()
+            self._threads.insert(0, asker)
+
+    def _ask(self) -> None:
+        for entry in self._entries:
             try:
-                entry.stop()
-            except Exception as error:  # noqa: BLE001 - raised below
-                trouble = trouble or error
-            if isinstance(entry.result, threading.Thread):
-                threads.append(entry.result)
-        if trouble is not None:
-            raise trouble
-        return threads
+                if entry.stop is not None:
+                    entry.stop()
+            except Exception as error:  # noqa: BLE001 - raised by `check`
+                self.trouble = self.trouble or error
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether all were asked, and their threads have ended.
+        """
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def wait(self, deadline: float) -> None:
+        """
+        Until it is over, or the monotonic time *deadline*.
+        """
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def check(self) -> None:
+        """
+        Raise what a *stop* has raised.
+        """
+        if self.trouble is not None:
+            raise self.trouble
 
 
 def thread_starter(
@@ -160,11 +186,3 @@ def thread_starter(
         return thread
 
     return start
-
-
-def join_all(threads: Sequence[threading.Thread], deadline: float) -> None:
-    """
-    Wait for *threads*, until the monotonic time *deadline*.
-    """
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))

@@ -11,7 +11,7 @@ Runs in: application, any thread; in an audit hook above all, so it waits for no
 import fnmatch
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Literal, cast
 
@@ -75,9 +75,9 @@ def resolve(setting: Any) -> dict[str, Policy]:
     elif isinstance(setting, Mapping):
         table = {**dict.fromkeys(KINDS, "off"), **cast("Mapping[str, Any]", setting)}
     else:  # not every caller's code has been checked for types
-        table = {"": cast("object", setting)}
+        table = {"thread": cast("object", setting)}
     for kind, policy in table.items():
-        if kind and kind not in KINDS:
+        if kind not in KINDS:
             known = ", ".join(map(repr, KINDS))
             raise errors.BadArgument(f"guard has no kind {kind!r}; there are {known}", parameter="guard", value=table)
         if policy not in POLICIES:
@@ -94,12 +94,13 @@ def make_layer(setting: Any, allow: Any) -> Layer:
         BadArgument, BadArgumentType: Not a setting; *allow* is no sequence of str.
     """
     table = resolve(setting)
-    names: list[Any] = [] if isinstance(allow, (str, bytes)) else list(allow)
+    given: Any = () if isinstance(allow, (str, bytes)) else allow
+    names = cast("list[object]", list(cast("Iterable[object]", given)) if isinstance(given, Iterable) else [None])
     if isinstance(allow, (str, bytes)) or not all(isinstance(each, str) for each in names):
         raise errors.BadArgumentType(
             "allow is a sequence of module names", parameter="allow", value=allow, help='give a list: ["gunicorn.*"]'
         )
-    return Layer(table, tuple(names))
+    return Layer(table, tuple(map(str, names)))
 
 
 def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -> None:
@@ -150,8 +151,20 @@ def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -
     names: dict[str, Any] = {} if frame is None else frame.f_globals
     warnings.warn_explicit(
         text, errors.UnsafeStartWarning, *place,
-        module=names.get("__name__"), registry=names.setdefault("__warningregistry__", {}),
+        module=str(names.get("__name__", "")), registry=names.setdefault("__warningregistry__", {}),
     )  # fmt: skip
+
+
+def tell(text: str) -> None:
+    """
+    Warn at the user's line.
+
+    Warns:
+        UnsafeStartWarning: Of *text*.
+    """
+    frame, _ = _user(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+    file, line = ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    warnings.warn_explicit(text, errors.UnsafeStartWarning, file, line)
 
 
 def _user(frame: FrameType | None) -> tuple[FrameType | None, set[str]]:

@@ -32,22 +32,52 @@ def check(method: str | None) -> None:
         )  # fmt: skip
 
 
-def force(method: str | None) -> None:
+def force(method: str | None, *, quietly: bool) -> "tuple[Any, Any] | None":
     """
     Make *method* multiprocessing's default, if the program has not chosen a safe one itself; None leaves it alone.
+
+    Returns:
+        What was the default, and what is it now, for `restore`.
+
+    Warns:
+        UnsafeStartWarning: "fork" had been chosen, or had come about by a first use: locks that were made with it do
+            not go to processes of the new default. Not *quietly*.
     """
     if method is None:
-        return
+        return None
     import multiprocessing.context
 
     from safespawn.context import get_context
 
     contexts: Any = multiprocessing.context  # there is no public way
     known, default = contexts._concrete_contexts, contexts._default_context
+    before = default._default_context
     default._default_context = get_context() if method == "safespawn" else known[method]
-    if default._actual_context is known["fork"]:  # chosen, or come about by the first use
+    if default._actual_context is known["fork"]:
         default._actual_context = None
+        if not quietly:
+            _policy.tell(
+                f'multiprocessing\'s start method was "fork", chosen or used before this line; it is {method!r} now. '
+                "Locks and queues that were made before do not go to its processes: make them after this line"
+            )
     watch_fork()
+    return before, default._default_context
+
+
+def restore(change: "tuple[Any, Any] | None") -> None:
+    """
+    Undo what `force` did, if nobody has changed it since.
+    """
+    if change is None:
+        return
+    import multiprocessing.context
+
+    contexts: Any = multiprocessing.context
+    default = contexts._default_context
+    if default._default_context is change[1]:
+        default._default_context = change[0]
+        if default._actual_context is change[1]:  # its first use
+            default._actual_context = None
 
 
 def watch_fork() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import attrs
 
-from safespawn import _policy, _recorder
+from safespawn import _policy, _recorder, errors
 
 RECORDS = 16  # forks remembered; arbitrary
 FRAMES = 4  # of each thread: what it does and who wants that
@@ -84,7 +84,7 @@ def _on_popen(args: tuple[Any, ...], frame: FrameType) -> None:
         caller: FrameType | None = frame
         while caller is not None and caller.f_globals.get("__name__") == "subprocess":
             caller = caller.f_back
-        if caller is not None and caller.f_globals.get("__name__") in _ASKS_THE_SYSTEM:
+        if caller is not None and str(caller.f_globals.get("__name__")) in _ASKS_THE_SYSTEM:
             return
         if caller is not None and caller.f_code is _POPEN_CODE:
             what = f"os.popen({_short(args[1][-1])})"
@@ -114,8 +114,14 @@ _HANDLERS: dict[str, Any] = {
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     handler = _HANDLERS.get(event)
-    if handler is not None and _policy.layers:
+    if handler is None or not _policy.layers or sys.is_finalizing() or not sys.meta_path:
+        return  # at the interpreter's end nothing can be imported, and nobody reads a warning
+    try:
         handler(args, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+    except (errors.UnsafeStart, errors.UnsafeStartWarning):
+        raise
+    except Exception:  # noqa: BLE001 - an odd frame, odd arguments: to watch must not make the start fail
+        return
 
 
 def _short(command: Any) -> str:

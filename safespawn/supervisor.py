@@ -26,9 +26,9 @@ from safespawn._commands import Runner
 from safespawn._core.options import deadline_after
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
-from safespawn._order import Declared, Plan, join_all, thread_starter
+from safespawn._order import Declared, Plan, Stopping, thread_starter
 from safespawn._policy import Setting
-from safespawn.errors import BadArgumentType, ClosedError
+from safespawn.errors import BadArgument, BadArgumentType, ClosedError
 
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
@@ -73,7 +73,7 @@ class Supervisor(Runner):
         self._stop_timeout = stop_timeout
         self._engine = Engine(f"Supervisor {name!r}")
         self._plan = Plan()
-        self._entered = False
+        self._change: tuple[Any, Any] | None = None  # of multiprocessing's start method
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.name!r}>"
@@ -84,15 +84,19 @@ class Supervisor(Runner):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as trouble:
+            if not _noted(error, self.name, trouble):
+                raise
 
     async def __aenter__(self) -> Self:
         from safespawn._drive.async_driver import adrive
 
         self._check_line(stacklevel=2)
-        await adrive(self._engine.zygote_flow(patient=True))
-        self._enter()
         try:
+            await adrive(self._engine.zygote_flow(patient=True))
+            self._enter()
             self._plan.start()
         except BaseException:
             await self.aclose()
@@ -102,13 +106,17 @@ class Supervisor(Runner):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except Exception as trouble:
+            if not _noted(error, self.name, trouble):
+                raise
 
     def _open(self, stacklevel: int) -> Self:
         self._check_line(stacklevel + 1)
-        drive(self._engine.zygote_flow())
-        self._enter()
         try:
+            drive(self._engine.zygote_flow())
+            self._enter()
             self._plan.start()
         except BaseException:
             self.close()
@@ -118,18 +126,22 @@ class Supervisor(Runner):
     def _check_line(self, stacklevel: int) -> None:
         if self._engine.closed:
             raise ClosedError(f"Supervisor {self.name!r}")
+        if self in _entered:
+            raise BadArgument(
+                f"Supervisor {self.name!r} is entered already", parameter="self", value=self, help="make another one"
+            )
         thread = self._layer.policies["thread"]
         order.check_order(thread, what=f"Supervisor {self.name!r} starts", stacklevel=stacklevel + 1)
 
     def _enter(self) -> None:
-        self._entered = True
         _entered.append(self)
-        _draw_line(self._layer, self._start_method)
+        self._change = _draw_line(self._layer, self._start_method)
 
     def _leave(self) -> None:
         if self in _entered:
             _entered.remove(self)
             _watch.end(self._layer)
+            _start_method.restore(self._change)
 
     # --- the declared order ------------------------------------------------------------------------------------------
     def declare(self, start: Callable[[], Any], *, name: str, after: Sequence[str] = ()) -> None:
@@ -162,7 +174,7 @@ class Supervisor(Runner):
             daemon: Whether the program may end without it.
             after: Names of those that are started before it.
             stop: Called when this supervisor is left, before its processes are ended: ``event.set``. The thread is then
-                waited for, within stop_timeout.
+                waited for. Both within stop_timeout: it is called in a thread of its own.
 
         Raises:
             BadArgument: As `declare`.
@@ -201,11 +213,12 @@ class Supervisor(Runner):
         """
         self._leave()
         deadline = time.monotonic() + self._stop_timeout
+        stopping = self._plan.stop() if self._engine.pid == os.getpid() else Stopping([])
         try:
-            if self._engine.pid == os.getpid():
-                join_all(self._plan.stop(), deadline)
+            stopping.wait(deadline)
         finally:
             drive(self._engine.close_flow(deadline))
+        stopping.check()
 
     async def aclose(self) -> None:
         """
@@ -217,14 +230,16 @@ class Supervisor(Runner):
 
         self._leave()
         deadline = time.monotonic() + self._stop_timeout
+        stopping = self._plan.stop() if self._engine.pid == os.getpid() else Stopping([])
         with shielded():
             try:
-                threads = self._plan.stop() if self._engine.pid == os.getpid() else []
-                while threads and time.monotonic() < deadline:
+                while not stopping.is_over:
                     await anyio.sleep(_LOOK_SECONDS)
-                    threads = [thread for thread in threads if thread.is_alive()]
+                    if time.monotonic() >= deadline:
+                        break
             finally:
                 await adrive(self._engine.close_flow(deadline))
+        stopping.check()
 
     def Popen(self, args: Any, **options: Any) -> Any:  # noqa: N802 - the name that it stands for
         """
@@ -254,6 +269,15 @@ class Supervisor(Runner):
         figures["name"] = self.name
         figures["zygote"] = drive(self._engine.census_flow(time.monotonic() + _CENSUS_SECONDS))
         return figures
+
+
+def _noted(error: BaseException | None, name: str, trouble: Exception) -> bool:
+    """
+    Note *trouble* at the error that is on its way already, whose place it must not take; False where there is none.
+    """
+    if error is not None:
+        error.add_note(f"leaving Supervisor {name!r} also raised {type(trouble).__name__}: {trouble}")
+    return error is not None
 
 
 _entered: list[Supervisor] = []
@@ -328,13 +352,13 @@ def init(
 _init_layer: list[_policy.Layer] = []
 
 
-def _draw_line(layer: _policy.Layer, start_method: str | None, *, first: bool = False) -> None:
+def _draw_line(layer: _policy.Layer, start_method: str | None, *, first: bool = False) -> "tuple[Any, Any] | None":
     """
     The boot phase is over: the policies of *layer* count, and multiprocessing's start method is forced.
     """
     if set(layer.policies.values()) != {"off"}:
         _watch.begin(layer, first=first)
-    _start_method.force(start_method)
+    return _start_method.force(start_method, quietly=layer.policies["start-method"] == "off")
 
 
 def _close_default() -> None:

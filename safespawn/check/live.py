@@ -86,14 +86,27 @@ def code_of(kind: str, what: str, threads: int, imports: Sequence[str]) -> str |
     return {"preexec": "SPN204", "start-method": "SPN202"}.get(kind)
 
 
+def _identity(fd: int) -> tuple[int, int] | None:
+    """
+    What *fd* is open on; None if it is not open.
+    """
+    try:
+        facts = os.fstat(fd)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 def watch(notes_fd: int) -> None:
     """
     Write down, from here on, what this process and its forked copies do.
     """
     from safespawn import _policy, _recorder, _start_method, _watch
 
+    ours = _identity(notes_fd)
+
     def note(code: str | None, place: tuple[str, int], message: str) -> None:
-        if code is not None:
+        if code is not None and _identity(notes_fd) == ours:  # the program may have closed all that it does not know
             line = json.dumps([code, os.path.abspath(place[0]), place[1], message]) + "\n"
             os.write(notes_fd, line.encode())  # one write: copies of this process write as well
 

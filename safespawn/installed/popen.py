@@ -133,6 +133,7 @@ class Popen(subprocess.Popen[Any]):
         self._held = held
         self.pid = held.pid
         _by_pid[self.pid] = self
+        self._child_created = True  # forgotten while it runs, it is kept by the standard class till it has ended
         self.stdin, self.stdout, self.stderr = held.stdin, held.stdout, held.stderr
         pipesize = getattr(self, "pipesize", -1)
         for file in (self.stdin, self.stdout, self.stderr):

@@ -719,3 +719,18 @@ class TestPools:
         with multiprocessing.Pool(1) as pool:
             parent = pool.apply(subprocess.check_output, (["sh", "-c", "echo $PPID"],))
             assert int(parent) != pool.apply(os.getpid)
+
+
+def test_waitpid_of_a_popen_that_is_forgotten():
+    """The process of an object that nobody holds any more can still be waited for by its pid."""
+    code = (
+        "import os, subprocess, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "pid = subprocess.Popen(['sh', '-c', 'sleep 0.2; exit 3']).pid\n"
+        "print(os.waitpid(pid, 0) == (pid, 3 << 8))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "safespawn", "exec", "-c", code], env=ENV, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

@@ -4,6 +4,7 @@
 
 # ruff: noqa: PT012 - what is raised comes in the middle of a block
 
+import contextlib
 import gc
 import os
 import signal
@@ -17,10 +18,22 @@ import pytest
 
 import safespawn
 from safespawn import DEVNULL, PIPE, supervisor
+from safespawn.errors import BadArgument
 from support.children import ENV, PYTHON, alive, program, state, survivors
 
 KERNEL_KEEPS_STATUS = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 15)  # PIDFD_INFO_EXIT
 TREE = program("tree.py", "child", "grandchild", "session", "group", "daemon", "stubborn")
+
+
+@contextlib.asynccontextmanager
+async def entered(face, supervisor):
+    """Enter *supervisor* as a program of this face does."""
+    if face.is_async:
+        async with supervisor:
+            yield
+    else:
+        with supervisor:
+            yield
 
 
 async def ended_by_us(process):
@@ -338,3 +351,62 @@ def test_init_with_preload_has_a_template_ready():
         assert supervisor.current_engine().templates == templates
     with pytest.raises(TypeError):
         safespawn.init("off", preload="colorsys")
+
+
+async def test_leaving_is_bounded_whatever_a_stop_does(face):
+    """A declared stop that hangs is left behind at stop_timeout; what runs is ended."""
+    release = threading.Event()
+    supervisor = safespawn.Supervisor(guard="off", stop_timeout=0.3)
+    supervisor.start_soon_after_boot(int, name="hangs", stop=release.wait)
+    began = time.monotonic()
+    async with entered(face, supervisor):
+        pass
+    assert time.monotonic() - began < 3.0
+    release.set()
+
+
+async def test_an_error_is_not_replaced_by_that_of_a_stop(face):
+    """The body's error comes out, with a note; the declared thread was stopped, and waited for."""
+    done = threading.Event()
+    supervisor = safespawn.Supervisor(guard="off")
+    supervisor.thread(done.wait, name="waits", stop=done.set)
+    supervisor.start_soon_after_boot(int, name="fails", stop=lambda: 1 // 0)
+    with pytest.raises(KeyError) as caught:
+        async with entered(face, supervisor):
+            raise KeyError("the body's")
+    assert "ZeroDivisionError" in caught.value.__notes__[0]
+    assert not supervisor.declared["waits"].is_alive()
+
+
+async def test_a_stop_that_raises_is_told(face):
+    """Without another error its own comes out, after everything has ended."""
+    supervisor = safespawn.Supervisor(guard="off")
+    supervisor.start_soon_after_boot(int, name="fails", stop=lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        async with entered(face, supervisor):
+            pass
+
+
+async def test_it_is_entered_once(face):
+    """A second time, inside of the first, is refused, and changes nothing."""
+    count = []
+    supervisor = safespawn.Supervisor(guard="off")
+    supervisor.declare(lambda: count.append(1), name="one")
+    async with entered(face, supervisor):
+        with pytest.raises(BadArgument, match="entered already"):
+            async with entered(face, supervisor):
+                pass
+        assert not supervisor._engine.closed
+    assert count == [1]
+
+
+async def test_a_start_that_fails_leaves_nothing(face):
+    """What came up before is stopped, and the Supervisor is not entered."""
+    log = []
+    supervisor = safespawn.Supervisor(guard="off")
+    supervisor.start_soon_after_boot(int, name="first", stop=lambda: log.append("stopped"))
+    supervisor.start_soon_after_boot(lambda: 1 // 0, name="second")
+    with pytest.raises(ZeroDivisionError):
+        async with entered(face, supervisor):
+            log.append("never")
+    assert log == ["stopped"]

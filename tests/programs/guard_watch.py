@@ -123,10 +123,43 @@ def methods():
 
 
 def chosen_fork():
-    """A "fork" that was chosen before the line does not count after it."""
+    """A "fork" that was chosen before the line does not count after it, which is said."""
     multiprocessing.set_start_method("fork", force=True)
-    safespawn.init(guard="error")
-    return multiprocessing.get_start_method()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        safespawn.init(guard="error")  # here: chosen_fork
+    return [multiprocessing.get_start_method(), [[each.filename, each.lineno, str(each.message)] for each in seen]]
+
+
+def finalizing():
+    """A fork while the interpreter ends is nobody's business."""
+    import builtins
+
+    class Late:
+        """Forks when it goes."""
+
+        def __del__(self, os=os):
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+            except BaseException as error:  # noqa: BLE001 - told to the test
+                os.write(1, repr(error).encode())
+
+    safespawn.init()
+    builtins.late = Late()
+    return "nothing else"
+
+
+def methods_of_supervisors():
+    """The start method is that of the program again when a Supervisor is left."""
+    safespawn.init()
+    default = multiprocessing.context._default_context
+    found = [default._default_context.get_start_method()]
+    with safespawn.Supervisor(start_method="spawn"):
+        found.append(default._default_context.get_start_method())
+    return [*found, default._default_context.get_start_method()]
 
 
 def importing():

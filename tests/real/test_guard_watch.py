@@ -79,8 +79,21 @@ def test_the_start_method_is_forced_and_kept():
 
 
 def test_a_fork_method_of_before_is_replaced():
-    """A start method "fork" that was chosen before the line is ours after it."""
-    assert story("chosen_fork") == "safespawn"
+    """A start method "fork" that was chosen before the line is ours after it; a warning at the line says so."""
+    method, ((file, line, text),) = story("chosen_fork")
+    assert method == "safespawn"
+    assert (file, line) == (FILE, lines()["chosen_fork"])
+    assert "Locks and queues that were made before" in text
+
+
+def test_the_end_of_the_interpreter_is_not_watched():
+    """A finalizer that forks there does, without an error."""
+    assert story("finalizing") == "nothing else"
+
+
+def test_a_supervisors_start_method_ends_with_it():
+    """While it is entered its own counts, then the program's again."""
+    assert story("methods_of_supervisors") == ["safespawn", "spawn", "safespawn"]
 
 
 @pytest.fixture

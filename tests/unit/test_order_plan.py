@@ -1,5 +1,8 @@
 """The declared order: children first, then threads, each after those that it names."""
 
+import threading
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,14 +108,31 @@ def test_stop_goes_backwards_and_to_the_end():
         declared("c", stop=lambda: log.append("stop c")),
     )  # fmt: skip
     plan.start()
+    stopping = plan.stop()
+    stopping.wait(time.monotonic() + 10)
+    assert stopping.is_over
     with pytest.raises(ValueError, match="on purpose"):
-        plan.stop()
+        stopping.check()
     assert log == ["stop c", "stop b", "stop a"]
-    assert plan.stop() == []
+    assert plan.stop().is_over
 
 
-def test_a_start_that_fails_stops_those_before_it():
-    """What was up is stopped again, and the reason is raised."""
+def test_a_stop_that_hangs_holds_nobody_up():
+    """Whoever waits goes on at his deadline."""
+    release = threading.Event()
+    plan = plan_of(declared("a", stop=release.wait))
+    plan.start()
+    stopping = plan.stop()
+    stopping.wait(time.monotonic() + 0.01)
+    assert not stopping.is_over
+    release.set()
+    stopping.wait(time.monotonic() + 10)
+    assert stopping.is_over
+    stopping.check()
+
+
+def test_a_start_that_fails_is_raised_and_those_before_it_can_be_stopped():
+    """The reason is raised; what was up is asked to stop."""
     log = []
 
     def fail():
@@ -121,8 +141,9 @@ def test_a_start_that_fails_stops_those_before_it():
     plan = plan_of(declared("a", log, stop=lambda: log.append("stop a")), Declared("b", False, fail, ()))
     with pytest.raises(ValueError, match="on purpose"):
         plan.start()
-    assert log == ["a", "stop a"]
     assert not plan.running
+    plan.stop().wait(time.monotonic() + 10)
+    assert log == ["a", "stop a"]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 9), max_size=3)), min_size=1, max_size=10))

@@ -34,14 +34,14 @@ def test_a_mapping_is_by_kind():
     assert _policy.resolve({"fork": "error"}) == {**dict.fromkeys(_policy.KINDS, "off"), "fork": "error"}
 
 
-@pytest.mark.parametrize("setting", ["loud", None, 3, {"fork": "loud"}, {"spoon": "warn"}])
+@pytest.mark.parametrize("setting", ["loud", None, 3, {"fork": "loud"}, {"spoon": "warn"}, {"": "warn"}])
 def test_a_bad_setting_is_refused(setting):
     """The error names what may be given."""
     with pytest.raises(BadArgument, match=r"'warn'|'preexec'"):
         _policy.resolve(setting)
 
 
-@pytest.mark.parametrize("allow", ["gunicorn", b"x", [3]])
+@pytest.mark.parametrize("allow", ["gunicorn", b"x", [3], 5, None])
 def test_a_bad_allow_is_refused(allow):
     """It is a sequence of names, not one."""
     with pytest.raises(BadArgumentType, match="allow"):
@@ -121,6 +121,22 @@ def test_a_warning_can_be_an_error():
     for _ in range(2):
         with pytest.raises(UnsafeStartWarning, match=r"os\.fork"):
             fork_here()
+
+
+ODD = ("safespawn.Pool", "safespawn.Process", "os.system", "subprocess.Popen", "os.fork")
+
+
+@pytest.mark.parametrize("event", ODD)
+@pytest.mark.parametrize("name", [3, ["x"], None])
+def test_what_is_odd_does_not_make_a_start_fail(event, name, monkeypatch):
+    """Events without arguments, from a module with an odd name, pass the watching hook; "warn" raises nothing."""
+    lay("warn")
+    seen = []
+    monkeypatch.setattr(sys, "audit", lambda kind, *args: seen.append(_watch._hook(kind, args)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec("import sys; sys.audit(event)", {"event": event, "__name__": name})
+    assert seen == [None]
 
 
 def test_imports_are_told_from_the_inside_out(tmp_path, monkeypatch):
