@@ -43,13 +43,22 @@ def words_of(shape):
 def _names_of_semaphores():
     """
     The shapes are killed as they run. One that is just making a semaphore of multiprocessing's leaves its name, which
-    lives for some microseconds otherwise: an old one is nobody's.
+    lives for some microseconds otherwise: one that has come meanwhile and stays for half a second is nobody's.
     """
+    before = semaphores()
     yield
-    for entry in os.scandir("/dev/shm"):
+    deadline = time.monotonic() + 0.5
+    while semaphores() - before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for name in semaphores() - before:
         with contextlib.suppress(FileNotFoundError):
-            if entry.name.startswith("sem.mp-") and time.time() - entry.stat().st_mtime > 0.02:
-                os.unlink(entry.path)
+            if time.time() - os.stat(f"/dev/shm/{name}").st_mtime >= 0.5:
+                os.unlink(f"/dev/shm/{name}")
+
+
+def semaphores():
+    """The names of multiprocessing's semaphores that are there now."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
 
 
 def run(*words, cwd, **options):
