@@ -9,8 +9,9 @@ Runs in: application, a task. Starts no thread; never blocks the loop.
 
 import os
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -281,7 +282,9 @@ class AsyncProcess:
                 with shielded():
                     await self.stop()
 
-    def __del__(self) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _is_finalizing():
+            return  # all was ended at the exit, and the modules are being taken apart
         process = getattr(self, "_process", None)
         if process is None or process.owner_pid != os.getpid():
             return

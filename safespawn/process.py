@@ -7,7 +7,9 @@ Runs in: application, any thread; several threads may wait for one process.
 import io
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Self, Unpack
 
@@ -301,7 +303,9 @@ class Popen:
             if self._started.returncode is None and self._started.failure is None:
                 self.stop()
 
-    def __del__(self) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _is_finalizing():
+            return  # all was ended at the exit, and the modules are being taken apart
         process = getattr(self, "_process", None)
         if process is not None and process.owner_pid == os.getpid():
             process.forget(self, self.args)

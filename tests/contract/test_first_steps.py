@@ -229,3 +229,10 @@ def test_a_program_with_no_descriptor_to_spare():
     )
     result = run([*PLAIN, "-c", code])
     assert (result.stdout, result.stderr) == ("24\n24\nb'x\\n'\n", "")
+
+
+def test_a_process_that_is_kept_to_the_very_end():
+    """An object that outlives its module is silent, and its process has ended with the program."""
+    code = PREAMBLE + "import builtins\nbuiltins.kept = safespawn.Popen(['sleep', '60'])\n"
+    result = run([*PLAIN, "-c", code])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
