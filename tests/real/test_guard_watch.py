@@ -87,7 +87,7 @@ def test_a_fork_method_of_before_is_replaced():
 
 
 def test_the_end_of_the_interpreter_is_not_watched():
-    """A finalizer that forks there does, without an error."""
+    """A finalizer that starts a process there does, without an error."""
     assert story("finalizing") == "nothing else"
 
 
