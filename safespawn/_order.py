@@ -133,9 +133,7 @@ class Stopping:
     """
 
     def __init__(self, entries: Sequence[Declared]) -> None:
-        self.trouble: Exception | None = (
-            None  # what the first *stop* raised that did; the others were called all the same
-        )
+        self.trouble: Exception | None = None  # of the first *stop* that raised; the others were called all the same
         self._entries = entries
         self._threads = [entry.result for entry in entries if isinstance(entry.result, threading.Thread)]
         if entries:

@@ -80,10 +80,20 @@ def resolve(setting: Any) -> dict[str, Policy]:
         if kind not in KINDS:
             known = ", ".join(map(repr, KINDS))
             raise errors.BadArgument(f"guard has no kind {kind!r}; there are {known}", parameter="guard", value=table)
-        if policy not in POLICIES:
-            allowed = ", ".join(map(repr, POLICIES))
-            raise errors.BadArgument(f"guard must be one of {allowed}", parameter="guard", value=policy)
+        check(policy)
     return table
+
+
+def check(policy: object) -> None:
+    """
+    Refuse what is no policy.
+
+    Raises:
+        BadArgument: It is not.
+    """
+    if policy not in POLICIES:
+        allowed = ", ".join(map(repr, POLICIES))
+        raise errors.BadArgument(f"guard must be one of {allowed}", parameter="guard", value=policy)
 
 
 def make_layer(setting: Any, allow: Any) -> Layer:
@@ -103,14 +113,13 @@ def make_layer(setting: Any, allow: Any) -> Layer:
     return Layer(table, tuple(map(str, names)))
 
 
-def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -> None:
+def meet(kind: str, what: str, *, imports: Sequence[str] = ()) -> None:
     """
     A process is about to be started in a way of this *kind*: say so, or refuse it, as the program wants.
 
     Args:
         kind: One of `KINDS`.
         what: The call, as the start of a sentence: "os.fork()".
-        help: What to do instead; empty for the usual.
         imports: The modules that are being imported.
 
     Raises:
@@ -143,7 +152,7 @@ def meet(kind: str, what: str, *, help: str = "", imports: Sequence[str] = ()) -
             threads=[str(fact) for fact in census()],
             imports=imports,
             known=(DANGER[kind],),
-            help=help or CURE[kind],
+            help=CURE[kind],
         )
         if policy == "error":
             raise error

@@ -53,13 +53,11 @@ def force(method: str | None, *, quietly: bool) -> "tuple[Any, Any] | None":
     known, default = contexts._concrete_contexts, contexts._default_context
     before = default._default_context
     default._default_context = get_context() if method == "safespawn" else known[method]
-    if default._actual_context is known["fork"]:
-        default._actual_context = None
-        if not quietly:
-            _policy.tell(
-                f'multiprocessing\'s start method was "fork", chosen or used before this line; it is {method!r} now. '
-                "Locks and queues that were made before do not go to its processes: make them after this line"
-            )
+    if forget_choice("fork") and not quietly:
+        _policy.tell(
+            f'multiprocessing\'s start method was "fork", chosen or used before this line; it is {method!r} now. '
+            "Locks and queues that were made before do not go to its processes: make them after this line"
+        )
     watch_fork()
     return before, default._default_context
 
@@ -76,8 +74,22 @@ def restore(change: "tuple[Any, Any] | None") -> None:
     default = contexts._default_context
     if default._default_context is change[1]:
         default._default_context = change[0]
-        if default._actual_context is change[1]:  # its first use
-            default._actual_context = None
+        forget_choice(change[1]._name)
+
+
+def forget_choice(method: str) -> bool:
+    """
+    If multiprocessing goes by *method*, because that was chosen or was its default at its first use, have it look at
+    its default again. Says whether it did.
+    """
+    import multiprocessing.context
+
+    contexts: Any = multiprocessing.context
+    default = contexts._default_context
+    if default._actual_context is None or default._actual_context._name != method:
+        return False
+    default._actual_context = None
+    return True
 
 
 def watch_fork() -> None:

@@ -8,7 +8,7 @@ removed, so it is added once, when the first policy is laid down, and does nothi
 The flight recorder: before a fork of this process with threads alive, who they are and where they stand is kept. The
 child has a copy of it: the last record is how it came about.
 
-Runs in: application, in whatever thread starts something. Measured: 0.1 us for an event that is none of ours.
+Runs in: application, in whatever thread starts something. Measured: 0.3 to 0.5 us for an event that is none of ours.
 """
 
 import os

@@ -24,8 +24,7 @@ from safespawn._drive.async_driver import Home, Latch, find_home, shielded
 from safespawn._drive.crew import BRISK_SECONDS, Crew
 from safespawn._results import BUFFER, MapJob, call_task, stream_task
 from safespawn._worker import journal as cells
-from safespawn.errors import BadArgument, BadArgumentType
-from safespawn.pool import PoolBase
+from safespawn.pool import PoolBase, positive
 from safespawn.pool_errors import PoolClosed, TaskCancelled, WrongLoop
 
 END_SECONDS = 10.0  # beyond the grace, for the workers to be gone; they are killed long before
@@ -309,7 +308,7 @@ class AsyncPool(PoolBase):
         self._check()
         self._crew.check()
         if chunksize is not None:
-            _at_least_one("chunksize", chunksize)
+            positive("chunksize", chunksize)
         items: Any = iterable
         if isinstance(iterable, AsyncIterable):
             items = [item async for item in iterable]  # pyright: ignore[reportUnknownVariableType]
@@ -394,8 +393,8 @@ class AsyncPool(PoolBase):
     ) -> AsyncResults:  # fmt: skip
         self._check()
         self._crew.check()
-        _at_least_one("chunksize", chunksize)
-        window = BUFFER if buffersize is None else _at_least_one("buffersize", buffersize)
+        positive("chunksize", chunksize)
+        window = BUFFER if buffersize is None else positive("buffersize", buffersize)
         assert self._home is not None  # noqa: S101 - it was checked
         results = Results(
             self._crew, self._home, func, ordered=ordered, chunksize=chunksize, window=window,
@@ -437,7 +436,7 @@ class AsyncPool(PoolBase):
         items ahead of the reader: ``async for item in pool.stream(...)``. Closing the iterator ends it.
         """
         self._check()
-        _at_least_one("buffersize", buffersize)
+        positive("buffersize", buffersize)
         assert self._home is not None  # noqa: S101 - it was checked
         items = Items(self._crew, self._home.latch, buffersize)
         items.task = task = stream_task(
@@ -459,7 +458,7 @@ class AsyncPool(PoolBase):
         """
         Another number of workers. Those too many leave when they have done what they have.
         """
-        _at_least_one("processes", processes)
+        positive("processes", processes)
         self._check()
         self._crew.check()
         self._size = processes
@@ -484,14 +483,6 @@ class AsyncPool(PoolBase):
 
 def _nothing() -> None:
     return
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadArgumentType(f"{name} is a number of at least 1", parameter=name, value=value)
-    if value < 1:
-        raise BadArgument(f"{name} must be at least 1", parameter=name, value=value)
-    return value
 
 
 __all__ = ["AsyncPool", "AsyncResults", "AsyncStream"]

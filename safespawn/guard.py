@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from safespawn import _recorder, errors
-from safespawn._policy import POLICIES, Policy
+from safespawn import _policy, _recorder, errors
+from safespawn._policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -132,9 +132,7 @@ def check_order(policy: Policy, *, what: str, stacklevel: int = 1) -> tuple[Thre
 
     Runs in: application, any thread. May take some milliseconds, 0.1 s at worst, if there are native threads.
     """
-    if policy not in POLICIES:
-        allowed = ", ".join(map(repr, POLICIES))
-        raise errors.BadArgument(f"guard must be one of {allowed}", parameter="guard", value=policy)
+    _policy.check(policy)
     if policy == "off":
         return ()
     facts = census()
@@ -169,8 +167,6 @@ def phase() -> Literal["boot", "running"]:
     """
     Tell in which phase the program is: "running" from `safespawn.init()`, or while a Supervisor is entered.
     """
-    from safespawn import _policy
-
     return "running" if _policy.layers else "boot"
 
 
@@ -178,8 +174,6 @@ def policies() -> dict[str, Policy]:
     """
     Tell what is done about each kind of start now; everything is "off" in the boot phase.
     """
-    from safespawn import _policy
-
     return dict(_policy.layers[-1].policies) if _policy.layers else dict.fromkeys(_policy.KINDS, "off")
 
 

@@ -102,7 +102,7 @@ class PoolBase:
         del context
         current.refuse_reentry(type(self).__name__)
         cpus = usable_cpus()
-        size = cpus if processes is None else _positive("processes", processes)
+        size = cpus if processes is None else positive("processes", processes)
         if maxtasksperchild is not None:
             limit: Any = maxtasksperchild  # not every caller's code has been checked for types
             if not isinstance(limit, int) or limit < 1:
@@ -210,7 +210,13 @@ def warm_template(engine: Engine, preload: Sequence[str]) -> None:
     importlib.import_module("safespawn.pool_errors")
 
 
-def _positive(name: str, value: Any) -> int:
+def positive(name: str, value: Any) -> int:
+    """
+    *value*, the parameter *name*, if it is a whole number from 1 up.
+
+    Raises:
+        BadArgument, BadArgumentType: It is not.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise BadArgumentType(f"{name} is a number of at least 1", parameter=name, value=value)
     if value < 1:
@@ -440,7 +446,7 @@ class Pool(ThreadedPool):
         if not isinstance(iterable, (list, tuple, range)):
             items = list(iterable)
         if chunksize is not None:
-            _positive("chunksize", chunksize)
+            positive("chunksize", chunksize)
         progress = options.pop("progress", None)
         if not items:
             result.deliver(None, [])  # type: ignore[arg-type]
@@ -505,7 +511,7 @@ class Pool(ThreadedPool):
         ordered: bool,
     ) -> Iterator[Any]:
         self._crew.check()
-        _positive("chunksize", chunksize)
+        positive("chunksize", chunksize)
         return ResultIterator(
             self._crew, func, iterable, ordered=ordered, chunksize=chunksize, buffersize=buffersize,
             by_value=self._by_value, options=options,
@@ -519,7 +525,7 @@ class Pool(ThreadedPool):
         The items of a generator (also an asynchronous one) that runs in a worker, which is never more than *buffersize*
         items ahead of the reader. Closing the iterator ends it.
         """
-        _positive("buffersize", buffersize)
+        positive("buffersize", buffersize)
         stream = Stream(self._crew, buffersize)
         stream.task = task = stream_task(
             func, tuple(args), dict(kwds), WeakSink(stream), credit=buffersize, by_value=self._by_value, options=options
@@ -539,7 +545,7 @@ class Pool(ThreadedPool):
         """
         Another number of workers. Those too many leave when they have done what they have.
         """
-        _positive("processes", processes)
+        positive("processes", processes)
         self._crew.check()
         self._size = processes
         self._crew.pump.call_soon(functools.partial(self._crew.resize, processes))

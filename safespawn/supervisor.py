@@ -211,14 +211,21 @@ class Supervisor(Runner):
 
         A second call does nothing. In a forked copy of the application nothing is touched.
         """
-        self._leave()
-        deadline = time.monotonic() + self._stop_timeout
-        stopping = self._plan.stop() if self._engine.pid == os.getpid() else Stopping([])
+        stopping, deadline = self._begin_to_close()
         try:
             stopping.wait(deadline)
         finally:
             drive(self._engine.close_flow(deadline))
         stopping.check()
+
+    def _begin_to_close(self) -> tuple[Stopping, float]:
+        """
+        Be left, and have the declared threads stopped; with the monotonic time by which all is to be over.
+        """
+        self._leave()
+        deadline = time.monotonic() + self._stop_timeout
+        ours = self._engine.pid == os.getpid()
+        return self._plan.stop() if ours else Stopping([]), deadline
 
     async def aclose(self) -> None:
         """
@@ -228,9 +235,7 @@ class Supervisor(Runner):
 
         from safespawn._drive.async_driver import adrive, shielded
 
-        self._leave()
-        deadline = time.monotonic() + self._stop_timeout
-        stopping = self._plan.stop() if self._engine.pid == os.getpid() else Stopping([])
+        stopping, deadline = self._begin_to_close()
         with shielded():
             try:
                 while not stopping.is_over:

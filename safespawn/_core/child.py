@@ -190,12 +190,15 @@ def handed_down(spec: SpawnSpec) -> SpawnSpec:
     except OSError:
         pass  # one is closed: look at each
     for number in (0, 1, 2):
-        if streams[number] == number and not _inheritable(number):
+        if streams[number] == number and not is_inheritable(number):
             streams = (*streams[:number], wire.NULL, *streams[number + 1 :])
     return spec if streams is spec.streams else attrs.evolve(spec, streams=streams)
 
 
-def _inheritable(fd: int) -> bool:
+def is_inheritable(fd: int) -> bool:
+    """
+    Whether *fd* is open, and a child of this process would have it.
+    """
     try:
         return os.get_inheritable(fd)
     except OSError:

@@ -16,6 +16,13 @@ Usage = tuple[float, ...]  # the sixteen fields of getrusage(2), in order
 decode_status = os.waitstatus_to_exitcode
 
 
+def encode_status(returncode: int) -> int:
+    """
+    The wait status that `decode_status` makes *returncode* of.
+    """
+    return returncode << 8 if returncode >= 0 else -returncode
+
+
 def struct_rusage(usage: Usage | None) -> resource.struct_rusage | None:
     """
     *usage* as the record that `os.wait4` gives.

@@ -72,7 +72,7 @@ def _is_silenced(path: str, found: Finding) -> bool:
 
 
 # --- in the program ---------------------------------------------------------------------------------------------------
-def code_of(kind: str, what: str, threads: int, imports: Sequence[str]) -> str | None:
+def code_of(kind: str, what: str, threads: int) -> str | None:
     """
     The rule that an event is a hit of; None if it is none.
     """
@@ -82,7 +82,6 @@ def code_of(kind: str, what: str, threads: int, imports: Sequence[str]) -> str |
         if "multiprocessing" in what:
             return "SPN301" if threads else "SPN203"
         return "SPN201" if threads else None
-    del imports
     return {"preexec": "SPN204", "start-method": "SPN202"}.get(kind)
 
 
@@ -113,7 +112,7 @@ def watch(notes_fd: int) -> None:
     def sink(kind: str, what: str, place: tuple[str, int], threads: int, imports: Sequence[str]) -> None:
         when = f", while {imports[0]} is being imported" if imports else ""
         alive = f", with {threads} other thread(s)" if threads and not imports else ""
-        note(code_of(kind, what, threads, imports), place, f"{what}{when}{alive}")
+        note(code_of(kind, what, threads), place, f"{what}{when}{alive}")
 
     def thread_starts(thread: Any, frame: Any) -> None:
         under_way = _watch.imports(frame)

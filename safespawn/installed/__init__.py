@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from safespawn._start_method import forget_choice
 from safespawn.errors import BadArgument, BadArgumentType
 
 _TRANSPORT = "asyncio.SelectorEventLoop._make_subprocess_transport"
@@ -126,7 +127,7 @@ def uninstall() -> tuple[str, ...]:
         for name in [name for name, each in _replaced.items() if each.put_back()]:
             del _replaced[name]
             if name == _CONTEXT:
-                _choose_again("safespawn")
+                forget_choice("safespawn")
         return tuple(sorted(_replaced))
 
 
@@ -152,20 +153,8 @@ def _replace(name: str) -> _Replaced:
     each = _Replaced(owner, path[-1], getattr(owner, path[-1]), now)
     setattr(owner, path[-1], now)
     if name == _CONTEXT:
-        _choose_again("fork")
+        forget_choice("fork")
     return each
-
-
-def _choose_again(method: str) -> None:
-    """
-    If multiprocessing goes by *method* because that was its default at its first use, have it look again.
-    """
-    import multiprocessing.context
-
-    contexts: Any = multiprocessing.context
-    default = contexts._default_context  # noqa: SLF001 - there is no public way to ask and to undo it
-    if default._actual_context is not None and default._actual_context._name == method:  # noqa: SLF001
-        default._actual_context = None  # noqa: SLF001
 
 
 def _old_references() -> list[str]:

@@ -46,10 +46,6 @@ class Pool(ours.Pool, metaclass=_Kind):
         if isinstance(self, Standard):  # ThreadPool has been derived from that one, and calls this one
             Standard.__init__(self, *args, **options)
         else:
-            self._given = (
-                args,
-                options,
-            )  # a lock among the initargs, which is mostly nobody else's, lives on for workers
             super().__init__(*args, **options)
 
 
@@ -57,10 +53,3 @@ class ProcessPoolExecutor(Executor):
     """
     `safespawn.Executor`, by the name of the standard one.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._given = args, options  # as above
-        super().__init__(*args, **options)
-
-
-ProcessPoolExecutor.__init__.__wrapped__ = Executor.__init__  # type: ignore[attr-defined]  # its signature, for inspect

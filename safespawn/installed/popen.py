@@ -24,6 +24,7 @@ import warnings
 import weakref
 from typing import IO, Any
 
+from safespawn._core.child import is_inheritable
 from safespawn.errors import ClosedError, SpawnLost
 from safespawn.installed.preexec import recognise
 from safespawn.process import Popen as Held
@@ -191,19 +192,12 @@ def _passed(pass_fds: Any, close_fds: Any) -> list[int]:
     """
     The descriptors that go along: with ``close_fds=False`` all that can be inherited, the standard streams aside.
     """
-    wanted = list(pass_fds) if close_fds else [fd for fd in _open_fds() if _is_inheritable(fd)]
+    wanted = list(pass_fds) if close_fds else [fd for fd in _open_fds() if is_inheritable(fd)]
     return [fd for fd in wanted if fd not in (0, 1, 2)]
 
 
 def _open_fds() -> list[int]:
     return [int(name) for name in os.listdir("/proc/self/fd")]
-
-
-def _is_inheritable(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False  # the one that listed the others
 
 
 def _stop_at_exit() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from safespawn._core.status import encode_status
 from safespawn.installed.popen import popen_class
 
 _NOT_EXECUTED = 127  # what a shell that could not be executed would have said
@@ -53,8 +54,7 @@ def system(command: Any) -> int:
     except OSError:
         return -1
     with _deaf():
-        code: int = process.wait()
-    return code << 8 if code >= 0 else -code
+        return encode_status(process.wait())
 
 
 class PopenStream:

@@ -9,6 +9,7 @@ Runs in: application, any thread.
 
 import os
 
+from safespawn._core.status import encode_status
 from safespawn.installed.popen import find
 
 _standard = os.waitpid
@@ -27,4 +28,4 @@ def waitpid(pid: int, options: int, /) -> tuple[int, int]:
     code = process.poll() if options & os.WNOHANG else process.wait()
     if code is None:
         return 0, 0
-    return pid, code << 8 if code >= 0 else -code
+    return pid, encode_status(code)

@@ -232,7 +232,11 @@ def test_a_program_with_no_descriptor_to_spare():
 
 
 def test_a_process_that_is_kept_to_the_very_end():
-    """An object that outlives its module is silent, and its process has ended with the program."""
-    code = PREAMBLE + "import builtins\nbuiltins.kept = safespawn.Popen(['sleep', '60'])\n"
+    """An object that outlives the names of its module is silent, and its process has ended with the program."""
+    code = PREAMBLE + (
+        "import builtins\n"
+        "builtins.kept = safespawn.Popen(['sleep', '60'])\n"
+        "sys.modules['safespawn.process'].os = None  # as the interpreter leaves a module that it has cleared\n"
+    )
     result = run([*PLAIN, "-c", code])
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
