@@ -21,7 +21,7 @@ from safespawn import AsyncPool
 from support import tasks
 from support.children import survivors
 
-SOON = 5.0  # seconds; a bound that only a hang passes
+SOON = 30.0  # seconds; a bound that only a hang passes
 
 
 async def appears(path):
@@ -387,8 +387,8 @@ async def test_a_stubborn_call_is_cancelled(async_face, tmp_path):
             await appears(path)
             started = time.monotonic()
             group.cancel_scope.cancel()
-        assert time.monotonic() - started < 2
-        assert survivors([before], seconds=0) == []
+        assert time.monotonic() - started < 5
+        assert survivors([before], seconds=5) == []
         assert await pool.run(tasks.pid) != before
 
 

@@ -21,22 +21,14 @@ import pytest
 import safespawn
 from safespawn import Executor
 from support import tasks
-from support.children import ENV, survivors
+from support.children import ENV, becomes, survivors
 
-SOON = 5.0  # seconds; a bound that only a hang passes
+SOON = 30.0  # seconds; a bound that only a hang passes
 
 
 def pids(executor):
     """The workers' process ids."""
     return [worker["pid"] for worker in executor.statistics()["workers"]]
-
-
-def becomes(condition):
-    """Wait until *condition* returns something true."""
-    limit = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.002)
 
 
 def occupy(executor, path):

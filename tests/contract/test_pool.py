@@ -20,6 +20,7 @@ import pytest
 import safespawn
 from safespawn import errors
 from support import pool_tasks as tasks
+from support.children import becomes
 
 try:  # here, and not in a test: it starts threads
     import numpy  # noqa: ICN001 - by its whole name, as in the rest of the tests
@@ -327,15 +328,18 @@ def test_log_records_arrive(pool, caplog):
     assert records[0].process not in (None, os.getpid())
 
 
-def test_stacks_say_what_the_workers_run(pool):
+def test_stacks_say_what_the_workers_run(pool, tmp_path):
     """`stacks` has the stack of a busy worker, and says of an idle one that it waits."""
-    busy = pool.apply_async(tasks.nap, (0.5,))
-    time.sleep(0.2)
-    stacks = pool.stacks()
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    busy = pool.apply_async(tasks.begin_and_wait, (str(begun), str(gate)))
+    becomes(begun.exists)
+    becomes(lambda: "idle" in {each["state"] for each in pool.statistics()["workers"]})
+    stacks = pool.stacks(timeout=30)
     assert sorted(stacks) == [0, 1]
-    assert sum("in nap" in each for each in stacks.values()) == 1
+    assert sum("in wait_for" in each for each in stacks.values()) == 1
     assert sum("waits for a task" in each for each in stacks.values()) == 1
-    busy.get(10)
+    gate.touch()
+    busy.get(30)
 
 
 def test_statistics_and_events(pool):

@@ -116,7 +116,6 @@ def at_exit():
         process.start()
         process.join()
     safespawn.Process(target=speak_late).start()
-    print(daemon.pid, flush=True)
 
 
 def killed():

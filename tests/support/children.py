@@ -76,6 +76,16 @@ def survivors(pids, seconds=1.0):
         time.sleep(0.002)
 
 
+def becomes(condition, seconds=30.0):
+    """
+    Wait until *condition* returns something true.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def reap_orphans(seconds=2.0):
     """
     Reap what a program that has exited left to this process, the subreaper, and what ends soon.

@@ -132,6 +132,11 @@ def wait_for(path):
     return path
 
 
+def begin_and_wait(begun, path):
+    touch(begun)
+    return wait_for(path)
+
+
 def touch(path):
     with open(path, "a") as file:
         file.write("x")
