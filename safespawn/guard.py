@@ -36,12 +36,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from safespawn import _policy, _recorder, errors
-from safespawn._policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import FrameType
 
+    from safespawn._policy import Policy
     from safespawn._watch import ForkRecord
 
 Place = tuple[str, int]
