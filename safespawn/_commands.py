@@ -29,6 +29,8 @@ from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
 from safespawn.errors import BadArgument, BadArgumentType, CalledProcessError, OutputLimitExceeded, TimeoutExpired
 
+SHORT_SECONDS = 0.1  # a timeout within which what was printed so far must not come late; arbitrary
+
 
 def prepare(
     args: Any,
@@ -88,7 +90,8 @@ def prepare(
         kill_tree=options.get("kill_tree", True),
         patient=patient,
     )
-    spec = build_spec(args, options, input=given, hold=False)
+    watched = on_line is not None or max_output_bytes is not None or (timeout is not None and timeout < SHORT_SECONDS)
+    spec = build_spec(args, options, input=given, hold=False, watched=watched)
     audit(args, options)
     return spec, command, decoder, check
 

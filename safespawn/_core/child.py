@@ -42,6 +42,7 @@ UNANSWERED_SECONDS = 0.5  # for the end of a command whose start nobody waits fo
 NEWS_SECONDS = 5.0  # the kernel says that the child has ended, and the zygote does not tell the status
 GRACE_SECONDS = 0.25  # between SIGTERM and SIGKILL of a cancelled command; what subprocess grants after Ctrl-C
 WORD_SECONDS = 0.1  # for the word of a zygote that is late anyway, about what the kernel has said already
+_STANDARD = (0, 1, 2)
 KILL_SECONDS = 5.0  # after SIGKILL; a process that is still there sleeps in the kernel
 
 
@@ -60,6 +61,7 @@ class Child:
         status: Raw wait status, once it has exited.
         usage: Resources used, once it has been reaped.
         release_asked: RELEASE has been sent.
+        outputs: What a quiet child printed, in the order of the streams, if it ended before it was announced.
     """
 
     connection: Connection
@@ -71,6 +73,7 @@ class Child:
     status: int | None = None
     usage: Usage | None = None
     release_asked: bool = False
+    outputs: tuple[bytes, ...] | None = None
 
     @property
     def returncode(self) -> int | None:
@@ -163,7 +166,12 @@ def send_request(connection: Connection, spec: SpawnSpec, ambient: Any) -> None:
         stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "cwd"
         raise spawn_error(error.errno or errno.EIO, ".", stage=stage, argv=spec.argv) from None
     try:
-        spec = handed_down(spec)
+        try:
+            own = all(map(os.get_inheritable, _STANDARD))
+        except OSError:
+            own = False  # one is closed: each is looked at
+        if not own:
+            spec = handed_down(spec)
         streams = spec.streams
         fds = (directory_fd, *streams) if min(streams) >= 0 else (directory_fd, *[fd for fd in streams if fd >= 0])
         connection.send(request(spec, ambient, carried), (*fds, *spec.pass_fds))
@@ -184,11 +192,6 @@ def handed_down(spec: SpawnSpec) -> SpawnSpec:
     that Python opens it is not inheritable.
     """
     streams = spec.streams
-    try:
-        if all(map(os.get_inheritable, (0, 1, 2))):
-            return spec
-    except OSError:
-        pass  # one is closed: look at each
     for number in (0, 1, 2):
         if streams[number] == number and not is_inheritable(number):
             streams = (*streams[:number], wire.NULL, *streams[number + 1 :])
@@ -314,6 +317,7 @@ def note_exit(child: Child, message: tuple[Any, ...]) -> None:
     child.status = message[2]
     if message[3] is not None:
         child.usage = message[3]
+    child.outputs = message[4]
 
 
 def take_news(child: Child) -> bool:

@@ -86,7 +86,7 @@ class Engine(Protocol):
         """
 
 
-@attrs.frozen(slots=True)
+@attrs.define(slots=True)  # never changed; frozen, each of its attributes would cost a call
 class CommandOptions:
     """
     How a command's streams and time are dealt with.
@@ -203,6 +203,7 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
     streams: Streams | None = None
     child: Child | None = None
     healthy = False
+    held_by: tuple[int, ...] = ()
     try:
         try:
             child, ends = yield from launch_flow(engine, spec, options.deadline, patient=options.patient)
@@ -210,7 +211,8 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
             raise TimeoutExpired(options.args, options.timeout or 0.0) from None
         streams = connect(spec, ends, options) if ends else NO_STREAMS
         try:
-            held_by = yield from _attend(child, streams, options)
+            if child.status is None or streams is not NO_STREAMS:
+                held_by = yield from _attend(child, streams, options)
         except LimitReached:
             yield from end_flow(child, whole=options.kill_tree)
             raise _limit_error(child, streams, options) from None
@@ -365,7 +367,13 @@ def outcome(child: Child, streams: Streams, held_by: tuple[int, ...]) -> Outcome
     """
     The result of a child that has exited.
     """
-    stdout, stderr = (None, None) if streams is NO_STREAMS else results(streams)
+    stdout = stderr = None
+    if child.outputs:  # it was over before it was announced
+        outputs = list(child.outputs)
+        stderr = outputs.pop() if child.spec.streams[2] == wire.PIPE else None
+        stdout = outputs.pop() if outputs else None
+    elif streams is not NO_STREAMS:
+        stdout, stderr = results(streams)
     ended = child.ended if child.ended is not None else time.monotonic()
     assert child.status is not None  # noqa: S101 - only called after the exit
     return Outcome(decode_status(child.status), stdout, stderr, child.pid, ended - child.started, child.usage, held_by)

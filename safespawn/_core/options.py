@@ -75,7 +75,9 @@ _RUN_OPTIONS = frozenset(
 _STREAM_NAMES = ("stdin", "stdout", "stderr")
 
 
-def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold: bool) -> SpawnSpec:
+def build_spec(
+    args: Any, options: Mapping[str, Any], *, input: Any = None, hold: bool, watched: bool = True
+) -> SpawnSpec:
     """
     Check a command and its options.
 
@@ -84,6 +86,7 @@ def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold
         options: As in `SpawnOptions`.
         input: Bytes for stdin that are known from the start, or None.
         hold: Keep the exited child's pid reserved until it is released.
+        watched: Captured output is wanted while the command runs, not only at its end.
 
     Raises:
         BadArgument, BadArgumentType, UnsupportedOption: What is wrong, and what to write.
@@ -96,7 +99,7 @@ def build_spec(args: Any, options: Mapping[str, Any], *, input: Any = None, hold
     flags = wire.TREE
     if hold:
         flags |= wire.HOLD
-    elif wire.PIPE not in streams:
+    elif not watched or wire.PIPE not in streams:
         flags |= wire.QUIET
     prefilled = None
     if input is not None and len(input) <= PREFILL_BYTES:

@@ -9,7 +9,7 @@ import attrs
 from safespawn._zygote import wire
 
 
-@attrs.frozen(slots=True)
+@attrs.define(slots=True)  # never changed; frozen, each of its attributes would cost a call
 class SpawnSpec:
     """
     One command, as the zygote wants it.

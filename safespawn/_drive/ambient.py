@@ -20,7 +20,8 @@ _LIMITS = tuple(
     sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_") and isinstance(value, int)})
 )
 _READ_BYTES = 8192
-_NAMESPACES = ("mnt", "net", "pid_for_children", "user", "uts", "ipc", "cgroup")
+# The cgroup namespace shows in what /proc/self/cgroup says: where that is the same, both are rooted at the same place.
+_NAMESPACES = (b"mnt", b"net", b"pid_for_children", b"user", b"uts", b"ipc")
 # What Python itself ignores at its start is put back for a child, as subprocess does.
 _RESTORED = (1 << 12) | (1 << 24)  # SIGPIPE 13, SIGXFSZ 25
 # What the C library keeps for itself cannot be told to a child; a program that was started by posix_spawn(3) of glibc
@@ -67,10 +68,12 @@ class Observer:
             pass  # a kernel without control groups
         self._read_namespace = functools.partial(os.readlink, dir_fd=self._namespaces_fd)
         self._namespaces = tuple([name for name in _NAMESPACES if self._can_read(name)])
-        self._asked: tuple[str, ...] = self._namespaces
+        self._asked: tuple[bytes, ...] = self._namespaces
+        self._may_move = True
+        self._is_told = b"\nNSsid:" in _whole(self._status_fd)  # of the process group and the session
         self._last: tuple[tuple[object, ...], Ambient] | None = None
 
-    def _can_read(self, name: str) -> bool:
+    def _can_read(self, name: bytes) -> bool:
         """
         Whether this kernel has that kind of namespace, and this process the right to look.
         """
@@ -96,20 +99,21 @@ class Observer:
         The application as it is now; the very object of the last look, if nothing has changed since.
         """
         text = _whole(self._status_fd)
-        # The two stretches that matter: before the memory's figures, and from the ignored signals to the seccomp mode.
+        # The stretches that matter: all before the memory's figures but the state of the main thread, which may be
+        # another one's; and from the ignored signals to the seccomp mode.
         start = text.find(b"\nSigIgn:")
         seen = (
-            text[: text.find(b"\nVmPeak:")],
+            text[: text.find(b"\nState:")],
+            text[text.find(b"\nTgid:") : text.find(b"\nVmPeak:")],
             text[start : text.find(b"\nSpeculation", start)],
             list(map(resource.getrlimit, _LIMITS)),
             os.sched_getaffinity(0),
             os.getpriority(os.PRIO_PROCESS, 0),
-            os.getpgrp(),
-            os.getsid(0),
             b"" if self._cgroup_fd < 0 else _whole(self._cgroup_fd),
+            () if self._is_told else (os.getpgrp(), os.getsid(0)),
             *map(self._read_namespace, self._asked),
         )
-        root = os.stat("/")[1:3] if self._asked else ()
+        root = os.stat("/")[1:3] if self._may_move else ()
         environ = getattr(os.environ, "_data", None)
         if type(environ) is not dict:  # replaced by something else: what counts is what it says
             environ = {os.fsencode(key): os.fsencode(value) for key, value in os.environ.items()}
@@ -126,17 +130,18 @@ class Observer:
         of them shows as a change of the capabilities.
         """
         umask, ignored, marks = _parse(text)
-        asked, self._asked = self._asked, self._namespaces if _may_move(marks) else ()
-        if self._asked and not asked:  # it has the right now
+        before = self._may_move, self._asked
+        self._may_move = _has(marks, _MOVERS)
+        self._asked = self._namespaces if _has(marks, _CAP_SYS_ADMIN) else ()
+        if (self._may_move, self._asked) != before:  # look at what it has the right to now, and no more
             return self.look()
-        if not self._asked:
-            seen, root = seen[:8], ()
-        limits, cpus, nice, group, session, cgroup = seen[2:8]
+        limits, cpus, nice, cgroup = seen[3:7]
+        group, session = os.getpgrp(), os.getsid(0)
         rows = tuple([(number, *pair) for number, pair in zip(_LIMITS, limits, strict=True)])
         carried: Carried = (dict(environ), rows, tuple(sorted(cpus)), nice, group)
-        before = None if self._last is None else self._last[1]
-        if before is not None and before.carried == carried:
-            carried = before.carried
+        last = None if self._last is None else self._last[1]
+        if last is not None and last.carried == carried:
+            carried = last.carried
         world = (*marks, session, cgroup, seen[8:], root)
         ambient = Ambient(carried, umask, ignored, world)
         self._last = ((seen, root), ambient)
@@ -147,15 +152,16 @@ _MARKS = (
     b"Uid", b"Gid", b"Groups", b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb", b"NoNewPrivs", b"Seccomp",
     b"Seccomp_filters",
 )  # fmt: skip
-_MOVERS = (1 << 18) | (1 << 21)  # CAP_SYS_CHROOT, CAP_SYS_ADMIN
+_CAP_SYS_ADMIN = 1 << 21  # the right to change namespaces
+_MOVERS = (1 << 18) | _CAP_SYS_ADMIN  # CAP_SYS_CHROOT: the right to change the root
 
 
-def _may_move(marks: tuple[bytes, ...]) -> bool:
+def _has(marks: tuple[bytes, ...], capabilities: int) -> bool:
     """
-    Whether this process has the right to change its root or its namespaces.
+    Whether this process has one of *capabilities*, or nobody can say.
     """
-    capabilities = marks[_MARKS.index(b"CapEff")]
-    return not capabilities or bool(int(capabilities, 16) & _MOVERS)
+    effective = marks[_MARKS.index(b"CapEff")]
+    return not effective or bool(int(effective, 16) & capabilities)
 
 
 def _signals(mask: int) -> tuple[int, ...]:

@@ -32,14 +32,13 @@ def drive(flow: Flow[T]) -> T:
 
 
 def _drive(flow: Flow[T], held: Held | None) -> T:
-    waiter: _Waiter | None = None
     send = flow.send
     try:
         want = next(flow)
-        waiter = _Waiter()
+        wait = _Waiter().wait
         while True:
             try:
-                ready = waiter.wait(want) if held is None else held.wait(waiter.wait, want)
+                ready = wait(want) if held is None else held.wait(wait, want)
             except BaseException as error:  # noqa: BLE001 - the flow decides, and raises it again
                 want = flow.throw(error)
             else:
@@ -70,20 +69,17 @@ class _Waiter:
         self._poll = select.poll()
         self._registered: dict[int, int] = {}
 
-    def _equal(self, interest: dict[int, int]) -> None:
-        registered = self._registered
-        if registered:
-            for fd in registered.keys() - interest.keys():
-                self._poll.unregister(fd)
-        for fd, events in interest.items():
-            if registered.get(fd) != events:
-                self._poll.register(fd, events)
-        self._registered = dict(interest)
-
     def wait(self, want: Want) -> Ready:
         interest, deadline = want
-        if interest != self._registered:
-            self._equal(interest)
+        registered = self._registered
+        if interest != registered:
+            if registered:
+                for fd in registered.keys() - interest.keys():
+                    self._poll.unregister(fd)
+            for fd, events in interest.items():
+                if registered.get(fd) != events:
+                    self._poll.register(fd, events)
+            self._registered = interest.copy()
         if deadline is None:
             return dict(self._poll.poll())
         while True:

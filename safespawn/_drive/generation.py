@@ -67,9 +67,11 @@ class Generation:
         """
         An idle connection for one child, if there is one.
         """
-        connection = self._take_idle()
-        if connection is not None:
-            self.leased.add(connection)
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        self.leased.add(connection)
         return connection
 
     def _take_idle(self) -> Connection | None:

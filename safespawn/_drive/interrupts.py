@@ -32,7 +32,7 @@ class Held:
     def __init__(self) -> None:
         self._waiting = False
         self._pending = 0.0  # since when, monotonic; 0: nothing is
-        self._handler: Any = self._handle
+        self._handler: Any = self._handle  # a cycle: those that are not in use are kept for the next, in `_idle`
 
     def _handle(self, number: int, frame: Any) -> None:
         del number, frame
@@ -51,8 +51,9 @@ class Held:
     ) -> None:
         if getsignal(SIGINT) is self._handler:  # else somebody's callback has set another one
             signal(SIGINT, default_int_handler)
-        self._handler = None  # a cycle
-        if self._pending:
+        pending, self._pending = self._pending, 0.0
+        _idle.append(self)
+        if pending:
             raise KeyboardInterrupt
 
     def wait(self, wait: Any, want: Any) -> Any:
@@ -68,6 +69,10 @@ class Held:
             return wait(want)
         finally:
             self._waiting = before
+
+
+_idle: list[Held] = []  # as many as were ever in use at once, inside of each other
+_main = [threading.main_thread().ident]  # looked up for every command
 
 
 class _Elsewhere:
@@ -104,6 +109,7 @@ def forget_in_copy() -> None:
     """
     In a forked copy: what was in hand is the original's, and Ctrl-C is the copy's own again.
     """
+    _main[0] = get_ident()  # whoever forked is the main thread there
     if type(getattr(getsignal(SIGINT), "__self__", None)) is Held:
         signal(SIGINT, default_int_handler)
 
@@ -112,10 +118,13 @@ def hold() -> "Held | _Within | _Elsewhere":
     """
     A context manager that holds Ctrl-C back; what it gives has `wait`, or is None where there is nothing to do.
     """
-    if get_ident() != threading.main_thread().ident:
+    if get_ident() != _main[0]:
         return _ELSEWHERE
     handler = getsignal(SIGINT)
     if handler is default_int_handler:
-        return Held()
+        try:
+            return _idle.pop()
+        except IndexError:
+            return Held()
     owner = getattr(handler, "__self__", None)
     return _Within(owner) if type(owner) is Held else _ELSEWHERE

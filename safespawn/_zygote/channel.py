@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 BUFFER_BYTES = wire.INLINE_BYTES + 1024  # a longer message would have come in a memfd, and is cut off
+_SOCKET, _RIGHTS, _CREDENTIALS = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, _socket.SCM_CREDENTIALS
+_CUT = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
 _CONTROL_BYTES = _socket.CMSG_SPACE(12) + _socket.CMSG_SPACE(4 * wire.MAX_FDS)
 _NO_FDS: tuple[int, ...] = ()
 
@@ -43,6 +45,7 @@ class Receiver:
     def __init__(self, application_pid: int) -> None:
         self.pid = application_pid
         self.uid = os.getuid()
+        self.proof = pack("iI", application_pid, self.uid)  # how the kernel names the application
         self.buffer = bytearray(BUFFER_BYTES)  # a fresh one for each message would cost its page faults
         self.view = (memoryview(self.buffer),)
 
@@ -58,26 +61,22 @@ class Receiver:
             size, ancillary, flags, _ = connection.recvmsg_into(self.view, _CONTROL_BYTES, _socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
-        sender = uid = -1
+        proof = b""
         for level, kind, value in ancillary:
-            if level != _socket.SOL_SOCKET:
-                continue
-            if kind == _socket.SCM_RIGHTS:
-                count = len(value) // 4
-                fds += unpack(f"{count}i", value[: 4 * count])
-            elif kind == _socket.SCM_CREDENTIALS:
-                sender, uid, _ = unpack("3i", value)
+            if level == _SOCKET:
+                if kind == _RIGHTS:
+                    fds += memoryview(value[: len(value) // 4 * 4]).cast("i")
+                elif kind == _CREDENTIALS:
+                    proof = value[:8]
         if not size and not fds:
             return None
-        if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC):
+        if flags & _CUT:
             raise NoRoom
-        if sender != self.pid:
-            raise Refusal(f"this connection belongs to process {self.pid}; {sender} is a copy of it")
-        if uid != self.uid:
-            raise Refusal(f"the application now runs as user {uid}, its zygote as {self.uid}")
-        data = bytes(self.buffer[:size])
+        if proof != self.proof:
+            raise self.refusal(proof)
+        data: bytes | memoryview = self.view[0][:size]
         try:
-            if wire.is_in_memfd(data) and fds:
+            if fds and wire.is_in_memfd(data):
                 body_fd = fds.pop(0)
                 try:
                     data = wire.from_memfd(data, body_fd)
@@ -86,6 +85,15 @@ class Receiver:
             return wire.decode(data)
         except wire.WireError as error:
             raise Refusal(str(error)) from None
+
+    def refusal(self, proof: bytes) -> Refusal:
+        """
+        Why a message with these credentials is not obeyed.
+        """
+        sender, uid = unpack("iI", proof) if proof else (-1, -1)
+        if sender != self.pid:
+            return Refusal(f"this connection belongs to process {self.pid}; {sender} is a copy of it")
+        return Refusal(f"the application now runs as user {uid}, its zygote as {self.uid}")
 
 
 def pair() -> tuple[_socket.socket, int]:

@@ -1,10 +1,10 @@
 """
 From a checked request to a running program.
 
-Two ways. The plain one is posix_spawn(3): about as cheap as vfork whatever anybody's size, and its errors come back as
-an errno. What it cannot do (another user, limits, nice, CPU set, death signal, no-new-privileges) is done in a forked
-child of this small process before it execs; that child reports over a CLOEXEC pipe, which is sound here, where no
-other thread can fork and keep the write end.
+Two ways. The plain one is vfork in C, by the function that subprocess uses: as cheap whatever anybody's size, and it
+tries every directory of PATH in one child. What it cannot do (another user, limits, nice, CPU set, death signal,
+no-new-privileges) is done in a forked child of this small process before it execs. Either reports over a CLOEXEC pipe,
+which is sound here, where no other thread can fork and keep the write end.
 
 What belongs to the zygote as a whole (working directory, umask, ignored signals, soft limits) is set for the moment
 of the start: nobody else is there to see it.
@@ -17,6 +17,9 @@ import errno
 import fcntl
 import os
 import signal
+import sys
+import time
+from _posixsubprocess import fork_exec
 
 import system
 import wire
@@ -27,6 +30,14 @@ from program import LaunchError, enter, try_each
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
     from typing import Any
+
+
+_BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork has the file open for writing, about to exec
+_NO_HOOK = (
+    (None,) if sys.version_info >= (3, 14) else (None, True)
+)  # no preexec_fn; vfork, which newer ones always take
+STREAMS = 3
+_ERROR_BYTES = 512  # of what fork_exec's child writes when it cannot exec: "OSError:<errno, hexadecimal>:<stage>"
 
 
 class Ends:
@@ -78,8 +89,41 @@ class Launcher:
         self.has_terminal = facts is not None and facts[4] != 0
         self.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.lender = Lender()
+        self._env: dict[bytes, bytes] = {}  # the one that the next is made of
+        self._words: list[bytes] = []
+        self._form: tuple[Any, ...] = ()  # of the last request, and how that is carried out
+        self._way: tuple[int | None, bool, bool] = (None, False, False)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
+    def way(
+        self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int]
+    ) -> "tuple[int | None, bool, bool]":
+        """
+        How a request is carried out: which process group the child joins, whether that takes a fork, and whether the
+        zygote must lend it something. All but the argv of one command is mostly that of the last one, and then so is
+        the answer.
+
+        Raises:
+            LaunchError: It cannot be carried out as it stands.
+        """
+        form = (ambient, len(fds), *request[4:])
+        if form == self._form and request[1]:
+            return self._way
+        check(request, fds)
+        forks = self.needs_fork(request, ambient)
+        way = self.group(request, ambient), forks, not forks and self.lender.lends(ambient, request[13], request[12])
+        self._form, self._way = form, way
+        return way
+
+    def words(self, env: dict[bytes, bytes]) -> list[bytes]:
+        """
+        *env* as exec takes it; made once for each.
+        """
+        if env is not self._env:
+            self._words = [name + b"=" + value for name, value in env.items()]
+            self._env = env
+        return self._words
+
     def group(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> int | None:
         """
         The process group the child joins: 0 is its own, None that of whoever starts it (a new session's leader).
@@ -131,24 +175,29 @@ class Launcher:
 
     # --- the two ways ------------------------------------------------------------------------------------------------
     def spawn(
-        self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
+        self,
+        request: "tuple[Any, ...]",
+        ambient: "tuple[Any, ...]",
+        fds: list[int],
+        ends: Ends,
+        group: int | None,
+        *,
+        lends: bool,
     ) -> int:
         """
-        Start the program by posix_spawn; returns its pid. The zygote is left in the child's directory until it tidies.
+        Start the program by vfork; returns its pid. The zygote is left in the child's directory until it tidies.
         """
         env = ambient[0] if request[4] is None else request[4]
-        actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in self.wire_up(request, fds, ends)]
+        pairs = self.wire_up(request, fds, ends)
         candidates = enter(request, fds, env)
-        options: dict[str, Any] = {} if group is None else {"setpgroup": group}
-        if request[9] & wire.NEW_SESSION:
-            options["setsid"] = True
-        undo = self.lender.lend(ambient, request[13], request[12])
+        undo = self.lender.lend(ambient, request[13], request[12]) if lends else None
         try:
             if system.armed:
                 system.failpoint("zygote.before_spawn")
-            return try_each(candidates, lambda path: os.posix_spawn(
-                path, request[1], env, file_actions=actions, setsigmask=(), **options,
-            ))  # fmt: skip
+            session = request[9] & wire.NEW_SESSION != 0
+            if len(pairs) == STREAMS:
+                return start(request[1], candidates, self.words(env), pairs, group, session=session)
+            return start_with(request[1], candidates, env, pairs, group, session=session)
         except OSError as error:
             raise LaunchError(*blame(error, group)) from None
         finally:
@@ -207,6 +256,98 @@ class Launcher:
         """
         del report_w
         become(self.lender, request, ambient, fds, pairs, env, group)
+
+
+def check(request: "tuple[Any, ...]", fds: list[int]) -> None:
+    """
+    What the codec cannot know: the message against this connection and its descriptors.
+
+    Raises:
+        LaunchError: It cannot be carried out as it stands.
+    """
+    trouble = None
+    passed = request[7]
+    if not fds or not request[1]:
+        trouble = b"no working directory, or no argv"
+    elif max(request[6]) >= len(fds) or (passed and not all(fits(row, len(fds)) for row in passed)):
+        trouble = b"a descriptor is missing"
+    elif wire.STDOUT in request[6][:2]:
+        trouble = b"only stderr can go where stdout goes"
+    if trouble is not None:
+        raise LaunchError("protocol", errno.EPROTO, trouble)
+
+
+def fits(row: tuple[int, ...], count: int) -> bool:
+    """
+    Whether a row of pass_fds names one of *count* descriptors, and a number for it.
+    """
+    return len(row) == 2 and 0 <= row[0] < count and row[1] >= 0
+
+
+def start(
+    argv: tuple[bytes, ...],
+    candidates: list[bytes],
+    words: list[bytes],
+    pairs: list[tuple[int, int]],
+    group: int | None,
+    *,
+    session: bool,
+) -> int:
+    """
+    Start the first of *candidates* that can be, with the three streams of *pairs*; returns its pid.
+
+    Raises:
+        OSError: None can be; the first errno that says more than "not there".
+    """
+    number = errno.ETXTBSY
+    for pause in _BUSY_PAUSES:
+        try:
+            report_r, report_w = os.pipe()
+        except OSError as error:
+            raise LaunchError("pipe", error.errno or errno.EIO) from None
+        try:
+            pid = fork_exec(
+                argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
+                pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
+                False, session, -1 if group is None else group, None, None, None, -1, *_NO_HOOK,
+            )  # fmt: skip
+        except BaseException:
+            os.close(report_w)
+            os.close(report_r)
+            raise
+        os.close(report_w)
+        said = os.read(report_r, _ERROR_BYTES)  # of a child of vfork: it has exec'ed, or ended
+        os.close(report_r)
+        if not said:
+            return pid
+        os.waitpid(pid, 0)
+        number = int(said.split(b":")[1], 16)
+        if number != errno.ETXTBSY:
+            break
+        time.sleep(pause)
+    raise OSError(number, os.strerror(number))
+
+
+def start_with(
+    argv: tuple[bytes, ...],
+    candidates: list[bytes],
+    env: dict[bytes, bytes],
+    pairs: list[tuple[int, int]],
+    group: int | None,
+    *,
+    session: bool,
+) -> int:
+    """
+    As `start`, for a child that shall have more descriptors than its streams, under numbers of their own.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in pairs]
+    options: dict[str, Any] = {} if group is None else {"setpgroup": group}
+    if session:
+        options["setsid"] = True
+    return try_each(
+        candidates,
+        lambda path: os.posix_spawn(path, argv, env, file_actions=actions, setsigmask=(), **options),
+    )
 
 
 def report_pipe(above: int) -> tuple[int, int]:

@@ -78,6 +78,14 @@ class Lender:
         own = self.limits.get(number)
         return own is not None and own[1] == hard and (own[0] == soft or number not in _DANGEROUS)
 
+    def lends(
+        self, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None", ignored: tuple[int, ...]
+    ) -> bool:
+        """
+        Whether `lend` has anything to do, for the ambient state that `needs_fork` was asked about.
+        """
+        return bool(self._rows or ignored) or credentials is not None or ambient[2] != self.cpus
+
     def lend(
         self, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None", ignored: tuple[int, ...]
     ) -> "Undo":

@@ -62,8 +62,7 @@ class Loop:
                     entry[0](entry[1], events)
                 except Exception as error:  # noqa: BLE001 - one session's trouble, even a bug, stays that session's
                     self.on_trouble(entry[1], error)
-        if self.due:
-            now = time.monotonic()
+        if self.due and min(self.due.values()) <= (now := time.monotonic()):
             for subject in [subject for subject, due in self.due.items() if due <= now]:
                 self.due.pop(subject, None)
                 try:

@@ -10,9 +10,13 @@ Never: writes to a terminal, logs, starts a thread, waits for anything but the e
 """
 
 import errno
+import fcntl
 import gc
 import os
+import select
 import signal
+import sys
+import termios
 import time
 
 import channel
@@ -31,11 +35,15 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 0.5  # between SIGTERM and SIGKILL of an abandoned child; arbitrary, short enough for a stop in 2 s
 MOMENT_SECONDS = 0.003  # a quiet start is announced when it lasts longer; a child that execs and ends takes 1 ms
+OUTPUT_BYTES = 3072  # of a quiet child's outputs together that travel in EXITED, which is one short message
+LASTING_PROGRAMS = 256  # names kept of programs that outlasted the moment; arbitrary
 TIDY_SECONDS = 0.05  # from an exit to the look for adopted orphans that ended too: many exits share one look
 WATCH_SECONDS = (1.0, 30.0)  # between such looks while children run and none exits, at first and at most
 END_SECONDS = 5.0  # how long the last processes may take to go after SIGKILL (uninterruptible sleep)
 _OUR_END_ONLY = "the zygote's own"
 NAME_BYTES = 255  # of a name in an answer: the application knows the whole of it
+_NO_SIZE = bytes(4)  # an int, to be filled in
+CAPTURED = 6  # in the mask of ends: stdout and stderr
 _TIDY = "tidy up"  # the subject of the timer that belongs to no session
 
 
@@ -44,8 +52,8 @@ class Session:
     One connection and the child on it.
     """
 
-    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "quiet", "report_fd",
-                 "state", "tree", "usage")  # fmt: skip
+    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "piped", "quiet",
+                 "report_fd", "since", "state", "tree", "usage")  # fmt: skip
 
     def __init__(self, connection: "socket") -> None:
         self.connection: socket | None = connection
@@ -58,6 +66,8 @@ class Session:
         self.group = 0  # the group that the child leads, or 0
         self.family: dict[int, int] = {}  # its descendants when it was asked to end, and their times of birth
         self.hold = self.quiet = self.tree = False
+        self.piped: bytes | None = None  # the program's name, of a quiet start with outputs that are captured
+        self.since = 0.0  # monotonic time of its exec
         self.usage: tuple[float, ...] | None = None
 
 
@@ -80,6 +90,7 @@ class Server(Loop):
         self.ending = False
         self.swept = self.started = self.failed = 0
         self.watch_seconds = WATCH_SECONDS[0]
+        self.lasting: set[bytes] = set()  # programs whose captured run outlasted the moment the last time
         self.cells = {
             key: (state, tuple([getattr(self, effect) for effect in effects]))
             for key, (state, effects) in table.TABLE.items()
@@ -267,6 +278,7 @@ class Server(Loop):
             self.tidy()
         elif isinstance(subject, Session):
             if subject.state == table.RUNNING:
+                self.note_lasting(subject)
                 self.say_started(subject)
             else:
                 self.event(subject, table.GRACE_OVER)
@@ -284,12 +296,11 @@ class Server(Loop):
         try:
             if ambient is None:
                 raise LaunchError("protocol", errno.EPROTO, b"no ambient state was sent on this connection")
-            check(request, fds)
-            group = self.launcher.group(request, ambient)
-            if self.launcher.needs_fork(request, ambient):
+            group, forks, lends = self.launcher.way(request, ambient, fds)
+            if forks:
                 session.pid, session.report_fd = self.launcher.fork(request, ambient, fds, ends, group)
             else:
-                session.pid = self.launcher.spawn(request, ambient, fds, ends, group)
+                session.pid = self.launcher.spawn(request, ambient, fds, ends, group, lends=lends)
         except LaunchError as error:
             ends.close_given()
             self.event(session, table.LAUNCH_FAILED, error)
@@ -298,7 +309,8 @@ class Server(Loop):
             ends.close_child()
         session.ends = ends
         session.hold = flags & wire.HOLD != 0
-        session.quiet = flags & wire.QUIET != 0 and not ends.given
+        session.quiet = flags & wire.QUIET != 0 and not ends.mask & ~CAPTURED
+        session.piped = request[1][0] if session.quiet and ends.given else None
         session.tree = flags & wire.TREE != 0
         session.group = session.pid if group == 0 or flags & wire.NEW_SESSION else 0
         session.usage = None
@@ -354,7 +366,8 @@ class Server(Loop):
         self.started += 1
         now = time.monotonic()
         self.due.setdefault(_TIDY, now + self.watch_seconds)
-        if session.quiet:
+        session.since = now
+        if session.quiet and session.piped not in self.lasting:
             self.due[session] = now + MOMENT_SECONDS
         else:
             self.say_started(session)
@@ -387,11 +400,39 @@ class Server(Loop):
         """
         Say EXITED; with the resources used where the child has been reaped.
         """
+        outputs = None
+        if session.piped is not None:
+            outputs = self.captured(session)
         if system.armed:
             system.failpoint("zygote.before_exited")
-        self.send(session, (wire.EXITED, session.pid, status, session.usage))
+        self.send(session, (wire.EXITED, session.pid, status, session.usage, outputs))
         if system.armed:
             system.failpoint("zygote.after_exited")
+
+    def captured(self, session: Session) -> "tuple[bytes, ...] | None":
+        """
+        What a quiet child has printed, if it was over within the moment and that is short; otherwise STARTED has been
+        said, or is said now, and the application reads for itself.
+        """
+        ends = session.ends
+        if ends is None:
+            if time.monotonic() - session.since < MOMENT_SECONDS:
+                self.lasting.discard(session.piped)
+            return None
+        outputs = whole(ends.given)
+        if outputs is None:
+            self.say_started(session)
+        return outputs
+
+    def note_lasting(self, session: Session) -> None:
+        """
+        The moment is over for a quiet child. Its output may fill a pipe that nobody reads yet: the next run of that
+        program is announced at once.
+        """
+        if session.piped is not None:
+            if len(self.lasting) >= LASTING_PROGRAMS:
+                self.lasting.clear()
+            self.lasting.add(session.piped)
 
     def unwatch(self, session: Session, *_details: object) -> None:
         """
@@ -612,30 +653,19 @@ class Server(Loop):
         system.kill_all_children(self.own_pid, deadline)
 
 
-def check(request: "tuple[Any, ...]", fds: list[int]) -> None:
+def whole(fds: list[int]) -> tuple[bytes, ...] | None:
     """
-    What the codec cannot know: the message against this connection and its descriptors.
-
-    Raises:
-        LaunchError: It cannot be carried out as it stands.
+    All that lies in pipes which nobody writes to any more, if it is short; else None, and nothing has been taken.
     """
-    trouble = None
-    passed = request[7]
-    if not fds or not request[1]:
-        trouble = b"no working directory, or no argv"
-    elif max(request[6]) >= len(fds) or (passed and not all(fits(row, len(fds)) for row in passed)):
-        trouble = b"a descriptor is missing"
-    elif wire.STDOUT in request[6][:2]:
-        trouble = b"only stderr can go where stdout goes"
-    if trouble is not None:
-        raise LaunchError("protocol", errno.EPROTO, trouble)
-
-
-def fits(row: tuple[int, ...], count: int) -> bool:
-    """
-    Whether a row of pass_fds names one of *count* descriptors, and a number for it.
-    """
-    return len(row) == 2 and 0 <= row[0] < count and row[1] >= 0
+    look = select.poll()
+    for fd in fds:
+        look.register(fd, 0)
+    if len(look.poll(0)) < len(fds):  # no hang-up: a process in the background has it
+        return None
+    sizes = [int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _NO_SIZE), sys.byteorder) for fd in fds]
+    if sum(sizes) > OUTPUT_BYTES:
+        return None
+    return tuple([os.read(fd, size) if size else b"" for fd, size in zip(fds, sizes, strict=True)])
 
 
 def raw_status(result: os.waitid_result) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PROTOCOL = 1  # any change of a message's shape or meaning
+PROTOCOL = 2  # any change of a message's shape or meaning
 INLINE_BYTES = 64 * 1024  # a datagram of this size fits the smallest socket buffer that distributions configure
 MEMFD_BYTES = 64 * 1024 * 1024  # far beyond ARG_MAX (6 MiB at most) plus prefilled input: larger is a mistake
 MAX_FDS = 253  # SCM_MAX_FD, Linux; 254 are refused with EINVAL
@@ -47,7 +47,7 @@ CONNECTED = 66  # one connection, as a descriptor
 COUNTED = 67  # the answer to CENSUS
 STARTED = 68  # the child runs; its pidfd and the application's pipe ends
 FAILED = 69  # the child never ran: stage and errno
-EXITED = 70  # raw wait status; with the resources used when it has been reaped already
+EXITED = 70  # raw wait status; with the resources used when it has been reaped already, and what it printed if quiet
 RELEASED = 71  # reaped; the resources used
 SWEPT = 72  # the rest of an ended child's tree has been killed
 REFUSED = 73  # a well-formed message that this connection must not send now, and why
@@ -61,7 +61,7 @@ STDOUT = -3  # stderr only: where stdout goes
 
 # --- flags of SPAWN --------------------------------------------------------------------------------------------------
 HOLD = 1  # keep the zombie until RELEASE, so that pid and process group stay reserved
-QUIET = 2  # say STARTED only if the child has not exited within a moment
+QUIET = 2  # say STARTED only if the child has not exited within a moment; else EXITED brings its short outputs
 NEW_SESSION = 4
 TREE = 8  # whoever ends this child ends its whole tree
 NO_NEW_PRIVS = 16
@@ -76,8 +76,8 @@ class WireError(Exception):
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
-# A message's shape: the type of each field, or the types, and by the number of a field what else must hold where it is
-# not None. The types of a whole message are compared in one step, since this is done for every command twice.
+# A message's shape: the type of each field, or the types, and what else must hold of what is in them. The types of a
+# whole message are compared in one step, and the rest in one function, since this is done for every command twice.
 _NONE = type(None)
 _BYTES, _INT, _NUMBERS, _OPTIONAL_INT = {bytes}, {int}, {int, float}, {int, _NONE}
 
@@ -102,12 +102,25 @@ def _env(value: "dict[Any, Any]") -> bool:
     return _BYTES.issuperset(map(type, value)) and _BYTES.issuperset(map(type, value.values()))
 
 
-def _streams(value: "tuple[Any, ...]") -> bool:
-    return len(value) == 3 and _INT.issuperset(map(type, value)) and min(value) >= STDOUT
+def _spawn(message: "tuple[Any, ...]") -> bool:
+    ambient, env, streams, credentials = message[3], message[4], message[6], message[13]
+    return (
+        _BYTES.issuperset(map(type, message[1]))
+        and len(streams) == 3
+        and _INT.issuperset(map(type, streams))
+        and min(streams) >= STDOUT
+        and _INT.issuperset(map(type, message[12]))
+        and (not message[7] or _int_rows(message[7]))
+        and (ambient is None or _ambient(ambient))
+        and (env is None or _env(env))
+        and (credentials is None or _credentials(credentials))
+    )
 
 
-def _usage(value: "tuple[Any, ...]") -> bool:
-    return _NUMBERS.issuperset(map(type, value))
+def _exited(message: "tuple[Any, ...]") -> bool:
+    return (message[3] is None or _NUMBERS.issuperset(map(type, message[3]))) and (
+        message[4] is None or _BYTES.issuperset(map(type, message[4]))
+    )
 
 
 def _facts(value: "dict[Any, Any]") -> bool:
@@ -160,18 +173,18 @@ SHAPES: "dict[int, tuple[Any, ...]]" = {
     COUNTED: (dict,),
     STARTED: (int, int),  # pid; which descriptors come: bit 0 stdin, 1 stdout, 2 stderr (the pidfd always)
     FAILED: (str, int, _MAYBE_BYTES),  # stage, errno, name
-    EXITED: (int, int, _MAYBE_TUPLE),  # pid, raw wait status, resources
+    EXITED: (int, int, _MAYBE_TUPLE, _MAYBE_TUPLE),  # pid, raw wait status, resources, outputs that STARTED had brought
     RELEASED: (_MAYBE_TUPLE,),
     LOADED: (),
     SWEPT: (int,),  # processes killed
     REFUSED: (str,),
 }  # fmt: skip
-_INSIDE: "dict[int, dict[int, Callable[[Any], bool]]]" = {
-    SPAWN: {1: _all_bytes, 3: _ambient, 4: _env, 6: _streams, 7: _int_rows, 12: _all_ints, 13: _credentials},
-    HELLO: {6: _facts},
-    COUNTED: {1: _facts},
-    EXITED: {3: _usage},
-    RELEASED: {1: _usage},
+_INSIDE: "dict[int, Callable[[tuple[Any, ...]], bool]]" = {
+    SPAWN: _spawn,
+    HELLO: lambda message: _facts(message[6]),
+    COUNTED: lambda message: _facts(message[1]),
+    EXITED: _exited,
+    RELEASED: lambda message: message[1] is None or _NUMBERS.issuperset(map(type, message[1])),
 }
 
 
@@ -185,7 +198,7 @@ def _combinations(fields: "tuple[Any, ...]") -> "frozenset[tuple[type, ...]]":
     return frozenset(rows)
 
 
-_CHECKS = {kind: (_combinations(fields), tuple(_INSIDE.get(kind, {}).items())) for kind, fields in SHAPES.items()}
+_CHECKS = {kind: (_combinations(fields), _INSIDE.get(kind)) for kind, fields in SHAPES.items()}
 
 
 def encode(message: "tuple[Any, ...]") -> bytes:
@@ -215,14 +228,14 @@ def to_memfd(datagram: bytes) -> tuple[bytes, int]:
     return _HEADER.pack(_MAGIC, PROTOCOL | _IN_MEMFD, crc32(memoryview(datagram)[_HEADER.size :])), fd
 
 
-def is_in_memfd(datagram: bytes) -> bool:
+def is_in_memfd(datagram: "bytes | memoryview") -> bool:
     """
     Whether the first descriptor of this message is its body.
     """
     return len(datagram) == _HEADER.size and bool(datagram[3] & _IN_MEMFD)
 
 
-def from_memfd(header: bytes, fd: int) -> bytes:
+def from_memfd(header: "bytes | memoryview", fd: int) -> bytes:
     """
     The whole datagram whose body is in *fd*, which stays the caller's.
     """
@@ -238,7 +251,7 @@ def from_memfd(header: bytes, fd: int) -> bytes:
     return _HEADER.pack(_MAGIC, header[3] & ~_IN_MEMFD, _HEADER.unpack(header)[2]) + body
 
 
-def decode(datagram: bytes) -> "tuple[Any, ...]":
+def decode(datagram: "bytes | memoryview") -> "tuple[Any, ...]":
     """
     The message in *datagram*, checked field by field.
 
@@ -266,8 +279,6 @@ def decode(datagram: bytes) -> "tuple[Any, ...]":
         raise WireError(f"unknown kind {message[0]}")
     if tuple(map(type, message)) not in checks[0]:
         raise WireError(f"kind {message[0]}: a field is missing, is too many, or has the wrong type")
-    for index, check in checks[1]:
-        value = message[index]
-        if value is not None and not check(value):
-            raise WireError(f"kind {message[0]}: field {index} has the wrong form")
+    if checks[1] is not None and not checks[1](message):
+        raise WireError(f"kind {message[0]}: what is in a field has the wrong form")
     return message

@@ -15,6 +15,8 @@ import pytest
 
 import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
+from safespawn._core.connection import Connection
+from safespawn._zygote import wire
 from support.children import ENV, PYTHON, both, program, survivors
 
 MEGABYTE = 1024 * 1024
@@ -40,6 +42,48 @@ async def test_the_result_is_that_of_subprocess(face, script):
     """Exit code, signal, stdout and stderr are what subprocess.run gives."""
     theirs, ours = await both(face, ["sh", "-c", script], capture_output=True)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "streams", [{"capture_output": True}, {"stdout": PIPE}, {"stderr": PIPE}, {"stdout": PIPE, "stderr": STDOUT}]
+)
+@pytest.mark.parametrize(("out", "err"), [(0, 0), (1, 0), (0, 7), (3072, 0), (1536, 1537), (65536, 0), (70000, 70000)])
+async def test_short_and_long_output_is_that_of_subprocess(face, out, err, streams):
+    """What a command printed is whole, on either side of the size that travels with the word of its exit."""
+    script = f"head -c {out} /dev/zero; head -c {err} /dev/zero | tr '\\0' e >&2"
+    streams = {"stdout": DEVNULL, "stderr": DEVNULL, **streams} if "capture_output" not in streams else streams
+    theirs, ours = await both(face, ["sh", "-c", script], **streams)
+    assert ours == theirs
+
+
+async def test_short_output_comes_with_the_word_of_the_exit(face, monkeypatch):
+    """A short command that prints little is over with one message from the zygote, at least now and then."""
+    kinds = []
+    receive = Connection.receive
+
+    def note(self, **options):
+        message, fds = receive(self, **options)
+        kinds.append((message[0], len(fds)))
+        return message, fds
+
+    await face.run(["true"])
+    monkeypatch.setattr(Connection, "receive", note)
+    for _ in range(200):  # on a busy machine the moment may be over first
+        kinds.clear()
+        result = await face.run(["printf", "x"], capture_output=True)
+        assert (result.stdout, result.stderr) == (b"x", b"")
+        if kinds == [(wire.EXITED, 0)]:
+            break
+    else:
+        pytest.fail(f"never; the last time it was {kinds}")
+
+
+async def test_output_is_whole_whichever_way_it_came(face):
+    """A command that now ends within the moment and now outlasts it gives the same output."""
+    script = "printf a; read -r seconds; [ -z $seconds ] || sleep $seconds; printf b; printf c >&2"
+    for seconds in ("", "0.01", "0.01", "", "", "0.004", ""):
+        result = await face.run(["sh", "-c", script], input=f"{seconds}\n".encode(), capture_output=True)
+        assert (result.stdout, result.stderr) == (b"ab", b"c")
 
 
 async def test_nothing_is_captured_unasked(face, capfd):

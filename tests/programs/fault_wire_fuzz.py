@@ -16,7 +16,7 @@ MEMORY_BYTES = 64 << 20  # little, because marshal fills what a damaged length a
 SAMPLES = (
     (wire.CONNECT,),
     (wire.KILL, 9, True),
-    (wire.EXITED, 12345, 256, (0.25, 0.5, 1000, 0)),
+    (wire.EXITED, 12345, 256, (0.25, 0.5, 1000, 0), (b"printed", b"")),
     (wire.FAILED, "exec", 2, b"name"),
     (wire.REFUSED, "no"),
     (wire.HELLO, 1, "3.11", 10, 9, 2, {"threads": 1, "rss": 1.5}),

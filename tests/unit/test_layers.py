@@ -16,8 +16,8 @@ import pytest
 # What may be imported in the clean process: C modules, and Python modules that every interpreter has loaded
 # by then.
 ZYGOTE_MODULES = frozenset(
-    "_ctypes _signal _socket _struct binascii errno faulthandler fcntl gc marshal os posix posixpath "
-    "resource select signal stat sys time".split()
+    "_ctypes _posixsubprocess _signal _socket _struct binascii errno faulthandler fcntl gc marshal os posix posixpath "
+    "resource select signal stat sys termios time".split()
 )
 
 # Pure means: no thread, no waiting, no event loop, no process started.

@@ -68,7 +68,7 @@ FIELDS = {
     wire.COUNTED: (facts,),
     wire.STARTED: (integers, integers),
     wire.FAILED: (st.text(max_size=12), integers, optional_bytes),
-    wire.EXITED: (integers, integers, usages),
+    wire.EXITED: (integers, integers, usages, st.none() | bytes_tuples),
     wire.RELEASED: (usages,),
     wire.LOADED: (),
     wire.SWEPT: (integers,),
@@ -225,7 +225,7 @@ def test_a_bool_is_no_number():
 def test_another_protocol_is_named():
     """A message of another protocol version is refused, with both numbers."""
     body = marshal.dumps((wire.CONNECT,))
-    with pytest.raises(wire.WireError, match="protocol 2, this side speaks 1"):
+    with pytest.raises(wire.WireError, match=f"protocol {wire.PROTOCOL + 1}, this side speaks {wire.PROTOCOL}"):
         wire.decode(datagram(body, wire.PROTOCOL + 1))
 
 
