@@ -1,10 +1,11 @@
 """
 From a checked request to a running program.
 
-Two ways. The plain one is vfork in C, by the function that subprocess uses: as cheap whatever anybody's size, and it
-tries every directory of PATH in one child. What it cannot do (another user, limits, nice, CPU set, death signal,
-no-new-privileges) is done in a forked child of this small process before it execs. Either reports over a CLOEXEC pipe,
-which is sound here, where no other thread can fork and keep the write end.
+Three ways. The plain one is vfork in C, by the function that subprocess uses: as cheap whatever anybody's size, and it
+tries every directory of PATH in one child. For another user or group that function forks, and C sets them. What it
+cannot do (lower hard limits, nice, death signal, no-new-privileges) is done by Python in a forked child of this small
+process before it execs. Each reports over a CLOEXEC pipe, which is sound here, where no other thread can fork and keep
+the write end.
 
 What belongs to the zygote as a whole (working directory, umask, ignored signals, soft limits) is set for the moment
 of the start: nobody else is there to see it.
@@ -23,7 +24,7 @@ from _posixsubprocess import fork_exec
 
 import system
 import wire
-from become import become, report
+from become import REPORT_BYTES, become, read_report, report
 from lend import Lender, give_back
 from program import LaunchError, enter, try_each
 
@@ -31,13 +32,17 @@ TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not
 if TYPE_CHECKING:
     from typing import Any
 
+    from lend import Identity
+
+    Way = tuple[int | None, bool, Identity | None, bool]
+
 
 _BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork has the file open for writing, about to exec
 _NO_HOOK = (
     (None,) if sys.version_info >= (3, 14) else (None, True)
 )  # no preexec_fn; vfork, which newer ones always take
 STREAMS = 3
-_ERROR_BYTES = 512  # of what fork_exec's child writes when it cannot exec: "OSError:<errno, hexadecimal>:<stage>"
+_NOBODY_ELSE = (None, None, None)  # the same user, group and groups
 
 
 class Ends:
@@ -92,16 +97,14 @@ class Launcher:
         self._env: dict[bytes, bytes] = {}  # the one that the next is made of
         self._words: list[bytes] = []
         self._form: tuple[Any, ...] = ()  # of the last request, and how that is carried out
-        self._way: tuple[int | None, bool, bool] = (None, False, False)
+        self._way: Way = (None, False, None, False)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
-    def way(
-        self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int]
-    ) -> "tuple[int | None, bool, bool]":
+    def way(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int]) -> "Way":
         """
-        How a request is carried out: which process group the child joins, whether that takes a fork, and whether the
-        zygote must lend it something. All but the argv of one command is mostly that of the last one, and then so is
-        the answer.
+        How a request is carried out: which process group the child joins; whether it takes a fork, for Python to set it
+        up; who it shall be, if somebody else; and whether the zygote must lend it something. All but the argv of one
+        command is mostly that of the last one, and then so is the answer.
 
         Raises:
             LaunchError: It cannot be carried out as it stands.
@@ -111,9 +114,10 @@ class Launcher:
             return self._way
         check(request, fds)
         forks = self.needs_fork(request, ambient)
-        way = self.group(request, ambient), forks, not forks and self.lender.lends(ambient, request[13], request[12])
-        self._form, self._way = form, way
-        return way
+        identity = None if forks else self.lender.identity(request[13])
+        lends = not forks and self.lender.lends(ambient, request[13], request[12])
+        self._form, self._way = form, (self.group(request, ambient), forks, identity, lends)
+        return self._way
 
     def words(self, env: dict[bytes, bytes]) -> list[bytes]:
         """
@@ -144,6 +148,7 @@ class Launcher:
             self.lender.needs_fork(ambient, request[13])
             or flags & wire.NO_NEW_PRIVS != 0
             or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
+            or (bool(request[7] or request[10] > 0) and self.lender.identity(request[13]) is not None)
             or signal.SIGCHLD in request[12]  # ignored here, even for a moment, the kernel would reap in our place
         )
 
@@ -203,6 +208,45 @@ class Launcher:
         finally:
             if undo:
                 give_back(undo)
+
+    def become(
+        self,
+        request: "tuple[Any, ...]",
+        ambient: "tuple[Any, ...]",
+        fds: list[int],
+        ends: Ends,
+        group: int | None,
+        identity: "Identity",
+        *,
+        lends: bool,
+    ) -> tuple[int, int]:
+        """
+        Fork a child that becomes *identity* and execs; returns its pid and the pipe on which it reports.
+
+        It is in C from the fork to the exec. The directory is entered here, with the rights that the child will have.
+        """
+        env = ambient[0] if request[4] is None else request[4]
+        pairs = self.wire_up(request, fds, ends)
+        acting = self.lender.act_as(identity)
+        try:
+            candidates = enter(request, fds, env)
+        finally:
+            give_back(acting)
+        undo = self.lender.lend(ambient, request[13], request[12]) if lends else None
+        try:
+            if system.armed:
+                system.failpoint("zygote.before_spawn")
+            session = request[9] & wire.NEW_SESSION != 0
+            pid, report_r = begin(
+                request[1], candidates, self.words(env), pairs, group, session=session, identity=identity
+            )
+        except OSError as error:
+            raise LaunchError("fork", error.errno or errno.EIO) from None
+        finally:
+            if undo:
+                give_back(undo)
+        os.set_blocking(report_r, False)
+        return pid, report_r
 
     def fork(
         self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
@@ -301,31 +345,53 @@ def start(
     """
     number = errno.ETXTBSY
     for pause in _BUSY_PAUSES:
-        try:
-            report_r, report_w = os.pipe()
-        except OSError as error:
-            raise LaunchError("pipe", error.errno or errno.EIO) from None
-        try:
-            pid = fork_exec(
-                argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
-                pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
-                False, session, -1 if group is None else group, None, None, None, -1, *_NO_HOOK,
-            )  # fmt: skip
-        except BaseException:
-            os.close(report_w)
-            os.close(report_r)
-            raise
-        os.close(report_w)
-        said = os.read(report_r, _ERROR_BYTES)  # of a child of vfork: it has exec'ed, or ended
+        pid, report_r = begin(argv, candidates, words, pairs, group, session=session)
+        said = os.read(report_r, REPORT_BYTES)  # of a child of vfork: it has exec'ed, or ended
         os.close(report_r)
         if not said:
             return pid
         os.waitpid(pid, 0)
-        number = int(said.split(b":")[1], 16)
+        number = read_report(said).errno
         if number != errno.ETXTBSY:
             break
         time.sleep(pause)
     raise OSError(number, os.strerror(number))
+
+
+def begin(
+    argv: tuple[bytes, ...],
+    candidates: list[bytes],
+    words: list[bytes],
+    pairs: list[tuple[int, int]],
+    group: int | None,
+    *,
+    session: bool,
+    identity: "Identity" = _NOBODY_ELSE,
+) -> tuple[int, int]:
+    """
+    Start the first of *candidates* that can be: by vfork, or for another *identity* by fork.
+
+    Returns:
+        Its pid, and the pipe whose end says that it runs; what comes before that is for `read_report`.
+    """
+    user, gid, groups = identity
+    try:
+        report_r, report_w = os.pipe()
+    except OSError as error:
+        raise LaunchError("pipe", error.errno or errno.EIO) from None
+    try:
+        pid = fork_exec(
+            argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
+            pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
+            False, session, -1 if group is None else group, gid, None if groups is None else list(groups), user, -1,
+            *_NO_HOOK,
+        )  # fmt: skip
+    except BaseException:
+        os.close(report_r)
+        raise
+    finally:
+        os.close(report_w)
+    return pid, report_r
 
 
 def start_with(

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 
+import system
 from program import step
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Handler = Callable[[int, FrameType | None], Any] | int | None  # of a signal
+    Identity = tuple[int | None, int | None, tuple[int, ...] | None]  # user, group, supplementary groups
     Undo = list[tuple[Callable[..., object], tuple[object, ...]]]
 
 LIMITS = tuple(
@@ -46,6 +48,7 @@ class Lender:
         self.limits = {number: resource.getrlimit(number) for number in LIMITS}
         self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.cpus = tuple(sorted(os.sched_getaffinity(0)))
+        self.users, self.group_ids, self.groups = os.getresuid(), os.getresgid(), os.getgroups()
         self._ambient: object = None  # the one that the next two are about
         self._only_by_fork = True
         self._rows: list[tuple[int, int, int]] = []
@@ -60,10 +63,47 @@ class Lender:
             return True
         if credentials is None:
             return False
-        user, group, groups, rows, nice, _, death_signal = credentials
-        return not (
-            user is group is groups is nice is death_signal is None and all(self._lendable(*row) for row in rows)
-        )
+        rows, nice, death_signal = credentials[3], credentials[4], credentials[6]
+        return not (nice is death_signal is None and all(self._lendable(*row) for row in rows))
+
+    def identity(self, credentials: "tuple[Any, ...] | None") -> "Identity | None":
+        """
+        Who the child shall be, as user, group and groups, each None where that does not change; None if nothing does.
+        """
+        if credentials is None:
+            return None
+        user, group, groups = credentials[:3]
+        if user is not None and self.users == (user, user, user):
+            user = None
+        if group is not None and self.group_ids == (group, group, group):
+            group = None
+        return None if user is group is groups is None else (user, group, groups)
+
+    def act_as(self, identity: "Identity") -> "Undo":
+        """
+        Have the rights of *identity*, and no more, until the undo. Only effectively: signals and traces of that user do
+        not reach this process.
+
+        Raises:
+            LaunchError: This process has not the right to become that.
+        """
+        user, group, groups = identity
+        undo: Undo = []
+        try:
+            if groups is not None:
+                step("extra_groups", os.setgroups, list(groups))
+                undo.append((os.setgroups, (self.groups,)))
+            if group is not None:
+                step("group", os.setresgid, -1, group, -1)
+                undo.append((os.setresgid, (-1, self.group_ids[1], -1)))
+            if user is not None:
+                step("user", os.setresuid, -1, user, -1)
+                undo.append((stay_visible, ()))
+                undo.append((os.setresuid, (-1, self.users[1], -1)))
+        except BaseException:
+            give_back(undo)
+            raise
+        return undo
 
     def _compare(self, ambient: "tuple[Any, ...]") -> None:
         rows = [row for row in ambient[1] if self.limits.get(row[0], row[1:]) != row[1:]]
@@ -110,6 +150,14 @@ class Lender:
             give_back(undo)
             raise
         return undo
+
+
+def stay_visible() -> None:
+    """
+    Let /proc show this process to its user again: a change of the effective user has ended that.
+    """
+    if system.has_prctl():
+        system.prctl(system.PR_SET_DUMPABLE, 1)
 
 
 def give_back(undo: "Undo") -> None:

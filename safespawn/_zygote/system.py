@@ -21,6 +21,7 @@ except ImportError:  # a build of Python without libffi
     _PRCTL = 0
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 

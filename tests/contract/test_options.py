@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import safespawn
-from safespawn import PIPE
+from safespawn import DEVNULL, PIPE
 from support.children import ENV, PYTHON, STATUS, alive, both, fields, program, reap_orphans, signals, survivors
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs the right to become somebody else")
@@ -150,6 +150,40 @@ async def test_user_and_groups(face):
     assert facts["Uid"].split() == facts["Gid"].split() == ["1"] * 4
     assert facts["Groups"] == ""
     assert facts["CapEff"].strip("0") == ""
+
+
+@root_only
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"group": 54321, "extra_groups": [7, 8]},
+        {"start_new_session": True, "umask": 0o77},
+        {"rlimits": {resource.RLIMIT_NOFILE: 99}, "ignore_signals": [signal.SIGPIPE, signal.SIGUSR1]},
+        {"process_group": 0, "affinity": [0], "stderr": DEVNULL},
+    ],
+    ids="-".join,
+)
+async def test_each_way_to_another_user_is_the_same(face, options):
+    """What C sets up for another user is what Python does, as nice= makes it; and the zygote stays root."""
+    names = ("Uid", "Gid", "Groups", "Umask", "SigIgn", "SigBlk", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapAmb")
+    script = "cat /proc/self/status /proc/self/limits; pwd"
+    seen = []
+    for more in ({}, {"nice": 0}):
+        result = await face.run(["sh", "-c", script], user=12345, stdout=PIPE, **options, **more)
+        text = result.stdout.decode()
+        facts = fields(result.stdout)
+        assert result.returncode == 0
+        seen.append(([facts[name] for name in names], text[text.index("Limit  ") :]))
+    assert seen[0] == seen[1]
+    assert seen[0][0][0].split() == ["12345"] * 4
+    plain = fields((await face.run(STATUS, stdout=PIPE)).stdout)
+    assert plain["Uid"].split() == ["0"] * 4
+    with open("/proc/self/status", "rb") as file:
+        own = fields(file.read())
+    assert [plain[name] for name in ("Gid", "Groups", "CapEff", "CapPrm")] == [
+        own[name] for name in ("Gid", "Groups", "CapEff", "CapPrm")
+    ]
 
 
 @root_only
