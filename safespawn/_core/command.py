@@ -142,6 +142,8 @@ def launch_flow(
             raise unsupplied(error, spec) from None
         connection, ambient = leased
         child = Child(connection, spec, time.monotonic())
+        starting = connection.zygote.starting
+        starting.add(connection)
         try:
             send_request(connection, spec, ambient)
             return child, (yield from start_flow(child, deadline))
@@ -170,6 +172,8 @@ def launch_flow(
             engine.discard(connection)
             child.close()
             raise
+        finally:
+            starting.discard(connection)
 
 
 def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:

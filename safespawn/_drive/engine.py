@@ -5,6 +5,10 @@ Any number of threads and event loops use one engine at once. Whoever needs a zy
 others wait for that start, on an eventfd, so no lock is held while anybody waits. Who starts it is decided by a single
 atomic `dict.setdefault`.
 
+One zygote starts one command at a time. Where many starts wait for it at once, again and again, a second one is
+started, the relief, and each start goes to the one before which fewer wait. It takes nothing over, and is dismissed
+when nobody has been crowded for a while.
+
 Why not simply a lock: the start may be interrupted by a signal handler, or by a finaliser, that itself runs a command.
 It then finds a start under way in its own thread, which cannot go on before it returns. Such a caller starts a zygote
 of its own instead of waiting for ever.
@@ -27,13 +31,19 @@ from safespawn._drive.boot import boot_flow
 from safespawn._drive.interrupts import forget_in_copy
 from safespawn._drive.template import Template, TemplateKey, boot_template_flow
 from safespawn._drive.zygote import Zygote
-from safespawn.errors import ClosedError
+from safespawn.errors import BootError, ClosedError
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _hooked: list[int] = []
 _held: "dict[weakref.ref[Any], Any]" = {}  # processes, by the object that a user holds
 _forgotten: "deque[weakref.ref[Any]]" = deque()  # those of these objects that are gone
 LATE_SECONDS = 1.0  # for somebody else's start of a zygote; fifty times the usual
+CROWD = 3  # starts that wait for one zygote: the next may go to another
+CROWDED_STARTS = 200  # so many in a second that found it so, and a second zygote is worth its 10 MiB; arbitrary
+CROWDED_SECONDS = 1.0
+RELIEF_SECONDS = 60.0  # without a crowd, and it is dismissed; arbitrary
+BOOT_SECONDS = 1.0  # a caller with less time than that does not start the relief; fifty times what it takes
+RELIEF = "relief"
 PATIENCE_SECONDS = 5.0  # for somebody else's start of a template, with its imports; arbitrary
 
 
@@ -76,10 +86,14 @@ class Engine:
         self.pid: int = os.getpid()
         self.boots: int = 0
         self._observers: dict[str, Observer] = {}  # one; a dict, because its setdefault is atomic
-        self._current: dict[bool, Zygote] = {}  # by whether it keeps its children
+        self._current: dict[bool | str, Zygote] = {}  # by whether it keeps its children; and the relief
+        self._crowded = (
+            0  # starts that found a crowd since the next; a lost update makes the relief come a little later
+        )
+        self._crowded_since = self._crowded_at = 0.0  # monotonic
         self._earlier: list[Zygote] = []
         self._adopted: set[Any] = set()
-        self._starting: dict[bool, Boot] = {}
+        self._starting: dict[bool | str, Boot] = {}
         self._templates: dict[TemplateKey, Template] = {}
         self._preparing: dict[TemplateKey, Boot] = {}
         self._retired: list[Template] = []
@@ -106,8 +120,44 @@ class Engine:
         ambient = self.look()
         if zygote.world is not ambient.world and zygote.world != ambient.world:
             return None
+        if len(zygote.starting) >= CROWD or RELIEF in self._current:
+            chosen = zygote if detached else self._choose(zygote, ambient)
+            if chosen is None:
+                return None
+            zygote = chosen
         connection = zygote.lease_nowait()
         return None if connection is None else (connection, ambient)
+
+    def _choose(self, zygote: Zygote, ambient: Ambient) -> Zygote | None:
+        """
+        *zygote* or its relief, whichever has the shorter queue; None if there shall be a relief, which must be waited
+        for.
+        """
+        now = time.monotonic()
+        relief = self._current.get(RELIEF)
+        if relief is not None and (not relief.usable or relief.world != zygote.world):
+            self._dismiss()
+            relief = None
+        if len(zygote.starting) < CROWD:
+            if relief is not None and now - self._crowded_at > RELIEF_SECONDS:
+                self._dismiss()
+            return zygote
+        self._crowded_at = now
+        if relief is not None:
+            return relief if len(relief.starting) < len(zygote.starting) else zygote
+        if now - self._crowded_since > CROWDED_SECONDS:
+            self._crowded_since, self._crowded = now, 0
+        self._crowded += 1
+        return None if self._crowded > CROWDED_STARTS and len(ambient.carried[2]) > 1 else zygote
+
+    def _dismiss(self) -> None:
+        """
+        Give the relief no new children; it ends with its last one.
+        """
+        relief = self._current.pop(RELIEF, None)
+        if relief is not None:
+            self._earlier.append(relief)
+            relief.retire()
 
     def lease_flow(
         self, *, detached: bool = False, deadline: float | None = None, patient: bool = False
@@ -125,8 +175,22 @@ class Engine:
             ClosedError: The owner has closed this engine.
             DeadlinePassed: *deadline* has passed.
         """
+        wants_relief = self._crowded > CROWDED_STARTS and not detached
+        if wants_relief:
+            self._crowded = 0  # nobody else does it as well
         while True:
-            zygote, ambient = yield from self.zygote_flow(keeps=detached, deadline=deadline, patient=patient)
+            role: bool | str = detached
+            if wants_relief and (deadline is None or deadline - time.monotonic() > BOOT_SECONDS):
+                role = RELIEF
+            wants_relief = False
+            try:
+                zygote, ambient = yield from self.zygote_flow(role=role, deadline=deadline, patient=patient)
+            except (BootError, OSError):
+                if role is not RELIEF:
+                    raise
+                continue  # nothing is wrong with the one there is
+            if role is False and RELIEF in self._current:
+                zygote = self._choose(zygote, ambient) or zygote
             connection = zygote.lease_nowait()
             if connection is None:
                 connection = yield from zygote.lease_flow(deadline)
@@ -182,17 +246,22 @@ class Engine:
 
     # --- zygotes ------------------------------------------------------------------------------------------------------
     def zygote_flow(
-        self, *, keeps: bool = False, deadline: float | None = None, patient: bool = False
+        self, *, role: bool | str = False, deadline: float | None = None, patient: bool = False
     ) -> Flow[tuple[Zygote, Ambient]]:
         """
         The zygote for new children, the one there is if it is of this world or a new one; and the look at the world.
+
+        Args:
+            role: False; True for one that keeps its children; `RELIEF` for one beside another.
+            deadline: Monotonic seconds, or None.
+            patient: As in `lease_flow`.
         """
         while True:
             if self.pid != os.getpid():  # a fork that skipped Python's hooks
                 self.forget_in_copy()
             if self.closed:
                 raise ClosedError(self.name)
-            zygote = self._current.get(keeps)
+            zygote = self._current.get(role)
             ambient = self.look()
             world = ambient.world
             if zygote is not None and zygote.usable:
@@ -200,33 +269,33 @@ class Engine:
                     return zygote, ambient
                 zygote.retire()
             boot = Boot()
-            first = self._starting.setdefault(keeps, boot)
+            first = self._starting.setdefault(role, boot)
             if first is boot:
                 try:
-                    return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
+                    return (yield from self._boot_flow(world, role=role, deadline=deadline)), ambient
                 finally:
-                    self._starting.pop(keeps, None)
+                    self._starting.pop(role, None)
                     boot.over()
                     del boot, first  # an error's traceback would keep the descriptor
             if first.thread == boot.thread and not patient:
-                return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
+                return (yield from self._boot_flow(world, role=role, deadline=deadline)), ambient
             patience = time.monotonic() + LATE_SECONDS
             ready = yield {first.event_fd: READ}, earliest(deadline, patience)
             if not ready:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise DeadlinePassed
                 # Whoever began it is late; or its event loop is not run any more, and it will never be over.
-                return (yield from self._boot_flow(world, keeps=keeps, deadline=deadline)), ambient
+                return (yield from self._boot_flow(world, role=role, deadline=deadline)), ambient
 
-    def _boot_flow(self, world: tuple[object, ...], *, keeps: bool, deadline: float | None = None) -> Flow[Zygote]:
-        zygote = self._current.get(keeps)
+    def _boot_flow(self, world: tuple[object, ...], *, role: bool | str, deadline: float | None = None) -> Flow[Zygote]:
+        zygote = self._current.get(role)
         if zygote is not None and zygote.usable and zygote.world == world:
             return zygote  # started between our look and our turn
-        zygote = yield from boot_flow(keeps=keeps, deadline=deadline)
+        zygote = yield from boot_flow(keeps=role is True, deadline=deadline)
         zygote.world = world
         self.boots += 1
-        while self._current.setdefault(keeps, zygote) is not zygote:
-            before = self._current.pop(keeps, None)  # each step is atomic: another thread or handler may have come in
+        while self._current.setdefault(role, zygote) is not zygote:
+            before = self._current.pop(role, None)  # each step is atomic: another thread or handler may have come in
             if before is not None:
                 self._earlier.append(before)
                 before.retire()

@@ -50,6 +50,7 @@ class Generation:
         self.is_busy: bool = False  # with something that takes its time, so that no answer means nothing
         self.silent_since: float | None = None  # when the first of the requests was sent that nobody waits for any more
         self.leased: set[Connection] = set()
+        self.starting: set[Connection] = set()  # those of them whose request has no answer yet
         self._idle: deque[Connection] = deque(self._connection(fd) for fd in connections)
         self._askers: set[object] = set()  # who waits at the control socket, or for the end
 

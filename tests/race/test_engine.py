@@ -56,9 +56,9 @@ def test_no_zygote_is_forgotten_when_a_boot_interrupts_a_boot(monkeypatch, passa
 
     monkeypatch.setattr(engines, "boot_flow", fake_boot)
     engine = engines.Engine("interrupted")
-    engine._current = Interrupted(passage, lambda: drive(engine._boot_flow(("handler's",), keeps=False)))
-    drive(engine._boot_flow(("first",), keeps=False))
-    drive(engine._boot_flow(("second",), keeps=False))
+    engine._current = Interrupted(passage, lambda: drive(engine._boot_flow(("handler's",), role=False)))
+    drive(engine._boot_flow(("first",), role=False))
+    drive(engine._boot_flow(("second",), role=False))
     assert len(booted) == 2 + (engine._current.passage <= 0)
     assert len({id(zygote) for zygote in engine.zygotes}) == len(booted)
     assert sum(zygote.usable for zygote in booted) == 1
