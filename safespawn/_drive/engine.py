@@ -179,13 +179,15 @@ class Engine:
         if wants_relief:
             self._crowded = 0  # nobody else does it as well
         while True:
+            limit = time.monotonic() + BOOT_SECONDS
             role: bool | str = detached
-            if wants_relief and (deadline is None or deadline - time.monotonic() > BOOT_SECONDS):
+            if wants_relief and (deadline is None or deadline > limit):
                 role = RELIEF
             wants_relief = False
             try:
-                zygote, ambient = yield from self.zygote_flow(role=role, deadline=deadline, patient=patient)
-            except (BootError, OSError):
+                until = limit if role is RELIEF else deadline
+                zygote, ambient = yield from self.zygote_flow(role=role, deadline=until, patient=patient)
+            except (BootError, OSError, DeadlinePassed):
                 if role is not RELIEF:
                     raise
                 continue  # nothing is wrong with the one there is

@@ -1,5 +1,6 @@
 """The second zygote, which is there while many starts wait for the first one."""
 
+import errno
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 import safespawn
 from safespawn import errors
+from safespawn._core.flow import DeadlinePassed
 from safespawn._drive import engine as engines
 
 pytestmark = pytest.mark.skipif(
@@ -111,13 +113,16 @@ def test_one_of_another_world_is_dismissed(owner):
     assert not second.usable
 
 
-def test_a_crowd_goes_on_where_no_second_one_can_be_had(owner, monkeypatch):
-    """If the second zygote cannot be started every command runs in the first one."""
+@pytest.mark.parametrize(
+    "error", [errors.BootError("no memory", executable="python"), OSError(errno.EMFILE, ""), DeadlinePassed()], ids=repr
+)
+def test_a_crowd_goes_on_where_no_second_one_can_be_had(owner, monkeypatch, error):
+    """If the second zygote cannot be started, or not soon, every command runs in the first one."""
     tried = []
 
     def fail(**_options):
         tried.append(None)
-        raise errors.BootError("no memory", executable="python")
+        raise error
         yield
 
     monkeypatch.setattr(engines, "boot_flow", fail)
