@@ -122,6 +122,8 @@ def build_spec(
     detach = bool(get("detach", False))
     if detach or get("start_new_session", False):
         flags |= wire.NEW_SESSION
+    if detach and wire.PIPE in streams:
+        flags &= ~wire.QUIET  # what outlives us must not keep its output in the zygote
     if not get("kill_tree", True):
         flags &= ~wire.TREE
     if get("no_new_privs", False):

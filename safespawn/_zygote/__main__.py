@@ -1,7 +1,7 @@
 """
 The boot of the zygote: a process that was exec'ed clean becomes the warden, and its only fork the zygote.
 
-    application ── posix_spawn ──> warden ── fork ──> zygote ── posix_spawn, fork ──> children
+    application ── posix_spawn ──> warden ── fork ──> zygote ── vfork, fork ──> children
 
 The warden does nothing but wait. When the zygote dies, whatever killed it and however far it had got, the kernel hands
 every process below it to the warden, the nearest subreaper, which kills them all: there is no moment at which the

@@ -1,5 +1,5 @@
 """
-What a forked child of the zygote does until it is the program: the options that posix_spawn(3) cannot carry out.
+What a forked child of the zygote does until it is the program: the options that C does not carry out for it.
 
 It reports a failure over a CLOEXEC pipe, which exec closes: nothing read from it means that the program runs.
 

@@ -432,7 +432,7 @@ def report_pipe(above: int) -> tuple[int, int]:
 
 def blame(error: OSError, group: int | None) -> tuple[str, int]:
     """
-    Which stage of a posix_spawn an errno speaks of: the kernel does not say, but two of them have one cause only.
+    Which stage of a start an errno speaks of: the kernel does not say, but two of them have one cause only.
     """
     number = error.errno or errno.EIO
     if number == errno.EPERM and group:
