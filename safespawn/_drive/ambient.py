@@ -6,7 +6,8 @@ limit, CPU set or ignored signal goes along with each request (the larger part o
 of the zygote could not take on (another user, dropped capabilities, a new root or namespace) calls for a new zygote,
 started from the application as it is: `Ambient.world` says when.
 
-Runs in: application, any thread. Measured: 32 us a call when hot, most of it in the kernel; 21 without the right to change namespaces.
+Runs in: application, any thread. Measured: 32 us a call when hot, most of it in the kernel;
+21 without the right to change namespaces.
 Source: proc_pid_status(5), namespaces(7).
 """
 
