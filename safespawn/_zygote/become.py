@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 REPORT_BYTES = 512  # a stage, a number and the beginning of a name
 REPORT_NAME_BYTES = 255
-_OF_C = b"OSError:"
 
 
 def become(  # noqa: PLR0917 - what the server knew at the fork, one by one
@@ -127,11 +126,7 @@ def report(error: LaunchError) -> bytes:
 
 def read_report(data: bytes) -> LaunchError:
     """
-    What the child wrote with `report`, or as a child of `fork_exec`: "OSError:<errno>:noexec", or nothing in the end if
-    it was the exec that failed. Before that, it may set up no more than has been tried already.
+    What the child wrote with `report`.
     """
-    if data.startswith(_OF_C):
-        number, where = data[len(_OF_C) :].split(b":", 1)
-        return LaunchError("user" if where.startswith(b"noexec") else "exec", int(number, 16))
     stage, number, name = data.split(b"\0", 2)
     return LaunchError(stage.decode(), int(number), name or None)

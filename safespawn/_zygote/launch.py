@@ -24,7 +24,7 @@ from _posixsubprocess import fork_exec
 
 import system
 import wire
-from become import REPORT_BYTES, become, read_report, report
+from become import become, report
 from lend import Lender, give_back
 from program import LaunchError, enter, try_each
 
@@ -38,11 +38,10 @@ if TYPE_CHECKING:
 
 
 _BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork has the file open for writing, about to exec
-_NO_HOOK = (
-    (None,) if sys.version_info >= (3, 14) else (None, True)
-)  # no preexec_fn; vfork, which newer ones always take
+# No preexec_fn; and vfork, which newer ones take anyway.
+_NO_HOOK = (None,) if sys.version_info >= (3, 14) else (None, True)
 STREAMS = 3
-_NOBODY_ELSE = (None, None, None)  # the same user, group and groups
+_ERROR_BYTES = 512  # of what a child of fork_exec writes that cannot exec: "OSError:<errno, hexadecimal>:<stage>"
 
 
 class Ends:
@@ -94,6 +93,7 @@ class Launcher:
         self.has_terminal = facts is not None and facts[4] != 0
         self.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.lender = Lender()
+        self._known: tuple[Any, ...] = ()
         self._env: dict[bytes, bytes] = {}  # the one that the next is made of
         self._words: list[bytes] = []
         self._form: tuple[Any, ...] = ()  # of the last request, and how that is carried out
@@ -118,6 +118,14 @@ class Launcher:
         lends = not forks and self.lender.lends(ambient, request[13], request[12])
         self._form, self._way = form, (self.group(request, ambient), forks, identity, lends)
         return self._way
+
+    def known(self, ambient: "tuple[Any, ...]") -> "tuple[Any, ...]":
+        """
+        *ambient*, or the one before if it is the same: each connection brings its own copy.
+        """
+        if ambient != self._known:
+            self._known = ambient
+        return self._known
 
     def words(self, env: dict[bytes, bytes]) -> list[bytes]:
         """
@@ -178,7 +186,7 @@ class Launcher:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
         return pairs
 
-    # --- the two ways ------------------------------------------------------------------------------------------------
+    # --- the ways -----------------------------------------------------------------------------------------------------
     def spawn(
         self,
         request: "tuple[Any, ...]",
@@ -186,67 +194,36 @@ class Launcher:
         fds: list[int],
         ends: Ends,
         group: int | None,
+        identity: "Identity | None",
         *,
         lends: bool,
     ) -> int:
         """
-        Start the program by vfork; returns its pid. The zygote is left in the child's directory until it tidies.
+        Start the program in C, by vfork or as another *identity* by fork; returns its pid.
+
+        The directory is entered here, with the rights that the child will have; the zygote stays there until it tidies.
         """
         env = ambient[0] if request[4] is None else request[4]
         pairs = self.wire_up(request, fds, ends)
-        candidates = enter(request, fds, env)
+        acting = None if identity is None else self.lender.act_as(identity)
+        try:
+            candidates = enter(request, fds, env)
+        finally:
+            if acting:
+                give_back(acting)
         undo = self.lender.lend(ambient, request[13], request[12]) if lends else None
         try:
             if system.armed:
                 system.failpoint("zygote.before_spawn")
             session = request[9] & wire.NEW_SESSION != 0
             if len(pairs) == STREAMS:
-                return start(request[1], candidates, self.words(env), pairs, group, session=session)
+                return start(request[1], candidates, self.words(env), pairs, group, identity, session=session)
             return start_with(request[1], candidates, env, pairs, group, session=session)
         except OSError as error:
             raise LaunchError(*blame(error, group)) from None
         finally:
             if undo:
                 give_back(undo)
-
-    def become(
-        self,
-        request: "tuple[Any, ...]",
-        ambient: "tuple[Any, ...]",
-        fds: list[int],
-        ends: Ends,
-        group: int | None,
-        identity: "Identity",
-        *,
-        lends: bool,
-    ) -> tuple[int, int]:
-        """
-        Fork a child that becomes *identity* and execs; returns its pid and the pipe on which it reports.
-
-        It is in C from the fork to the exec. The directory is entered here, with the rights that the child will have.
-        """
-        env = ambient[0] if request[4] is None else request[4]
-        pairs = self.wire_up(request, fds, ends)
-        acting = self.lender.act_as(identity)
-        try:
-            candidates = enter(request, fds, env)
-        finally:
-            give_back(acting)
-        undo = self.lender.lend(ambient, request[13], request[12]) if lends else None
-        try:
-            if system.armed:
-                system.failpoint("zygote.before_spawn")
-            session = request[9] & wire.NEW_SESSION != 0
-            pid, report_r = begin(
-                request[1], candidates, self.words(env), pairs, group, session=session, identity=identity
-            )
-        except OSError as error:
-            raise LaunchError("fork", error.errno or errno.EIO) from None
-        finally:
-            if undo:
-                give_back(undo)
-        os.set_blocking(report_r, False)
-        return pid, report_r
 
     def fork(
         self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
@@ -334,6 +311,7 @@ def start(
     words: list[bytes],
     pairs: list[tuple[int, int]],
     group: int | None,
+    identity: "Identity | None",
     *,
     session: bool,
 ) -> int:
@@ -341,57 +319,43 @@ def start(
     Start the first of *candidates* that can be, with the three streams of *pairs*; returns its pid.
 
     Raises:
-        OSError: None can be; the first errno that says more than "not there".
+        LaunchError: No pipe; or the child could not become *identity*.
+        OSError: None can be started; the first errno that says more than "not there".
     """
+    user, gid, groups = (None, None, None) if identity is None else identity
     number = errno.ETXTBSY
     for pause in _BUSY_PAUSES:
-        pid, report_r = begin(argv, candidates, words, pairs, group, session=session)
-        said = os.read(report_r, REPORT_BYTES)  # of a child of vfork: it has exec'ed, or ended
+        try:
+            report_r, report_w = os.pipe()
+        except OSError as error:
+            raise LaunchError("pipe", error.errno or errno.EIO) from None
+        try:
+            pid = fork_exec(
+                argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
+                pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
+                False, session, -1 if group is None else group,
+                gid, None if groups is None else list(groups), user, -1, *_NO_HOOK,
+            )  # fmt: skip
+        except BaseException:
+            os.close(report_w)
+            os.close(report_r)
+            raise
+        os.close(report_w)
+        said = b""
+        while part := os.read(report_r, _ERROR_BYTES):  # it writes in pieces; nothing, once it has exec'ed
+            said += part
         os.close(report_r)
         if not said:
             return pid
         os.waitpid(pid, 0)
-        number = read_report(said).errno
+        _, code, stage = said.split(b":", 2)
+        number = int(code, 16)
+        if identity is not None and stage.startswith(b"noexec"):
+            raise LaunchError("user", number)
         if number != errno.ETXTBSY:
             break
         time.sleep(pause)
     raise OSError(number, os.strerror(number))
-
-
-def begin(
-    argv: tuple[bytes, ...],
-    candidates: list[bytes],
-    words: list[bytes],
-    pairs: list[tuple[int, int]],
-    group: int | None,
-    *,
-    session: bool,
-    identity: "Identity" = _NOBODY_ELSE,
-) -> tuple[int, int]:
-    """
-    Start the first of *candidates* that can be: by vfork, or for another *identity* by fork.
-
-    Returns:
-        Its pid, and the pipe whose end says that it runs; what comes before that is for `read_report`.
-    """
-    user, gid, groups = identity
-    try:
-        report_r, report_w = os.pipe()
-    except OSError as error:
-        raise LaunchError("pipe", error.errno or errno.EIO) from None
-    try:
-        pid = fork_exec(
-            argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
-            pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
-            False, session, -1 if group is None else group, gid, None if groups is None else list(groups), user, -1,
-            *_NO_HOOK,
-        )  # fmt: skip
-    except BaseException:
-        os.close(report_r)
-        raise
-    finally:
-        os.close(report_w)
-    return pid, report_r
 
 
 def start_with(

@@ -52,7 +52,7 @@ class Session:
     One connection and the child on it.
     """
 
-    __slots__ = ("ambient", "connection", "early", "ends", "family", "group", "hold", "pid", "pidfd", "piped", "quiet",
+    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "piped", "quiet",
                  "report_fd", "since", "state", "tree", "usage")  # fmt: skip
 
     def __init__(self, connection: "socket") -> None:
@@ -68,7 +68,6 @@ class Session:
         self.hold = self.quiet = self.tree = False
         self.piped: bytes | None = None  # the program's name, of a quiet start with outputs that are captured
         self.since = 0.0  # monotonic time of its exec
-        self.early: list[tuple[Any, ...]] = []  # signals that came before its exec
         self.usage: tuple[float, ...] | None = None
 
 
@@ -290,7 +289,7 @@ class Server(Loop):
         Launch what is asked, and say that it was launched or why not.
         """
         if request[3] is not None:
-            session.ambient = request[3]
+            session.ambient = self.launcher.known(request[3])
         ambient = session.ambient
         flags = request[9]
         ends = launch.Ends()
@@ -300,12 +299,8 @@ class Server(Loop):
             group, forks, identity, lends = self.launcher.way(request, ambient, fds)
             if forks:
                 session.pid, session.report_fd = self.launcher.fork(request, ambient, fds, ends, group)
-            elif identity is None:
-                session.pid = self.launcher.spawn(request, ambient, fds, ends, group, lends=lends)
             else:
-                session.pid, session.report_fd = self.launcher.become(
-                    request, ambient, fds, ends, group, identity, lends=lends
-                )
+                session.pid = self.launcher.spawn(request, ambient, fds, ends, group, identity, lends=lends)
         except LaunchError as error:
             ends.close_given()
             self.event(session, table.LAUNCH_FAILED, error)
@@ -320,7 +315,6 @@ class Server(Loop):
         session.group = session.pid if group == 0 or flags & wire.NEW_SESSION else 0
         session.usage = None
         session.family = {}
-        session.early.clear()
         self.by_pid[session.pid] = session
         try:
             if system.armed:
@@ -373,8 +367,6 @@ class Server(Loop):
         now = time.monotonic()
         self.due.setdefault(_TIDY, now + self.watch_seconds)
         session.since = now
-        while session.early:
-            self.pass_signal(session, session.early.pop(0))
         if session.quiet and session.piped not in self.lasting:
             self.due[session] = now + MOMENT_SECONDS
         else:
@@ -493,9 +485,7 @@ class Server(Loop):
         Signal the child, or its whole tree.
         """
         number, whole = message[1], message[2]
-        if session.state == table.LAUNCHING and number != signal.SIGKILL:
-            session.early.append(message)  # before its exec the child has our handlers, which would swallow it
-        elif whole and number == signal.SIGKILL:
+        if whole and number == signal.SIGKILL:
             system.kill_tree(session.pid)
             self.sweep(session)
         elif whole:

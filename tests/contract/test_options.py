@@ -192,9 +192,10 @@ async def test_another_user_is_treated_as_subprocess_does(face, tmp_path):
     tmp_path.chmod(0o700)
     (tmp_path / "tool").write_text("#!/bin/sh\n")
     (tmp_path / "tool").chmod(0o755)
-    theirs, ours = await both(face, [str(tmp_path / "tool")], user=12345)
-    assert ours == theirs
-    assert isinstance(theirs["errno"], int)
+    for _ in range(25):  # what the child says of its failure comes in pieces
+        theirs, ours = await both(face, [str(tmp_path / "tool")], user=12345)
+        assert ours == theirs
+        assert isinstance(theirs["errno"], int)
     with pytest.raises(PermissionError) as failure:
         await face.run(["true"], user=12345, cwd=tmp_path)
     assert failure.value.filename == str(tmp_path)
