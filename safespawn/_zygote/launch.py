@@ -26,7 +26,7 @@ import system
 import wire
 from become import become, report
 from lend import Lender, give_back
-from program import LaunchError, enter, try_each
+from program import BUSY_PAUSES, LaunchError, enter, try_each
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     Way = tuple[int | None, bool, Identity | None, bool]
 
 
-_BUSY_PAUSES = (0.002, 0.004, 0.008)  # seconds; somebody's fork has the file open for writing, about to exec
 # No preexec_fn; and vfork, which newer ones take anyway.
 _NO_HOOK = (None,) if sys.version_info >= (3, 14) else (None, True)
 STREAMS = 3
@@ -324,7 +323,7 @@ def start(
     """
     user, gid, groups = (None, None, None) if identity is None else identity
     number = errno.ETXTBSY
-    for pause in _BUSY_PAUSES:
+    for pause in BUSY_PAUSES:
         try:
             report_r, report_w = os.pipe()
         except OSError as error:

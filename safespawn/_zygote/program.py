@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _UNTOLD = (0, errno.ENOENT, errno.ENOTDIR)  # of one candidate of several: look on
-_BUSY_PAUSES = (0.002, 0.004, 0.008, 0.0)  # seconds; somebody's fork has the file open for writing, about to exec
+BUSY_PAUSES = (0.002, 0.004, 0.008, 0.0)  # seconds; somebody's fork has the file open for writing, about to exec
 _DEFAULT_PATH = os.defpath.encode()
 
 
@@ -72,7 +72,7 @@ def try_each(candidates: list[bytes], start: "Callable[[bytes], int]") -> int:
     looked_at = filter(exists, candidates) if len(candidates) > 1 else ()
     for paths in (looked_at, candidates):
         for path in paths:
-            for pause in _BUSY_PAUSES:
+            for pause in BUSY_PAUSES:
                 try:
                     return start(path)
                 except OSError as error:

@@ -2,10 +2,11 @@
 Commands that cannot start: the class, errno and filename are subprocess's, and nothing is left of them.
 """
 
-# ruff: noqa: ASYNC221 - subprocess is asked the same beside it
+# ruff: noqa: ASYNC221, ASYNC230 - subprocess is asked the same beside it; local files do not block
 
 import errno
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -301,3 +302,14 @@ async def test_a_failed_start_leaves_the_next_one_alone(face):
             await face.open(["no-such-program"], stdin=PIPE, stdout=PIPE)
     assert (await face.run(["echo", "well"], stdout=PIPE)).stdout == b"well\n"
     assert safespawn.statistics()["boots"] == boots
+
+
+@pytest.mark.parametrize("options", [{}, {"user": 12345} if os.getuid() == 0 else {"group": os.getgid()}], ids=repr)
+async def test_a_program_that_is_being_written_is_the_error_that_subprocess_has(face, tmp_path, options):
+    """A program that somebody keeps open for writing does not start (ETXTBSY, on most kernels); later it does."""
+    tool = shutil.copy("/bin/true", tmp_path / "tool")
+    tmp_path.chmod(0o755)
+    with open(tool, "ab"):
+        theirs, ours = await both(face, [str(tool)], **options)
+    assert ours == theirs
+    assert (await face.run([str(tool)])).returncode == 0
