@@ -18,7 +18,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from safespawn._core.cpus import usable_cpus
 from safespawn._drive import muster
@@ -69,7 +69,8 @@ class PoolBase:
         spares: Further workers, ready to take the place of one that ends.
         grace: Seconds that an ending worker has for its finalizer and exit functions.
         library_threads: For OMP_NUM_THREADS and the like; default: CPUs divided by workers.
-        relay_logs: Whether what workers log comes to the handlers of this process.
+        logging: "relay": what workers log comes to the handlers of this process; "inherit": workers have the levels of
+            this process, and handlers of their own; "off": their logging is theirs.
         on_event: Called with each `PoolEvent`.
 
     Raises:
@@ -96,7 +97,7 @@ class PoolBase:
         spares: int = 0,
         grace: float = GRACE_SECONDS,
         library_threads: int | None = None,
-        relay_logs: bool = True,
+        logging: Literal["relay", "inherit", "off"] = "relay",
         on_event: Callable[[PoolEvent], object] | None = None,
     ) -> None:
         del context
@@ -137,7 +138,7 @@ class PoolBase:
             spares=spares,
             grace=grace,
             library_threads=library_threads or max(1, cpus // size),
-            relay_logs=relay_logs,
+            logging=one_of("logging", logging, ("relay", "inherit", "off")),
             on_event=on_event,
         )
         self._size = size
@@ -223,6 +224,19 @@ def positive(name: str, value: Any) -> int:
         what = "Number of processes must be at least 1" if name == "processes" else f"{name} must be at least 1"
         raise BadArgument(what, parameter=name, value=value)
     return value
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """
+    *value*, the parameter *name*, if it is one of *choices*.
+
+    Raises:
+        BadArgument: It is not.
+    """
+    if value not in choices:
+        raise BadArgument(f"{name} is one of {', '.join(map(repr, choices))}", parameter=name, value=value)
+    chosen: str = value
+    return chosen
 
 
 def _cpu_sets(affinity: Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:

@@ -23,7 +23,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safespawn._core import dispatch
 from safespawn._core.dispatch import BUSY, LENT, STARTING, Dispatcher, Seat, Source, Task
@@ -31,8 +31,10 @@ from safespawn._core.flow import Flow
 from safespawn._drive import doom, fate, inbox, muster
 from safespawn._drive.interrupts import hold
 from safespawn._drive.ledger import Ledger
+from safespawn._drive.levels import current_levels
 from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
 from safespawn._drive.pump import Pump
+from safespawn._drive.relay import SLOW_SECONDS, relay
 from safespawn._drive.tempo import Tempo
 from safespawn._drive.worker import Worker
 from safespawn._worker import current
@@ -42,11 +44,15 @@ from safespawn._worker.messages import (
     BIG_TASK,
     CREDIT,
     INLINE_BYTES,
+    LEVELS,
     RELEASED,
     STREAM,
     TASKS,
 )
 from safespawn.errors import BrokenError, ForeignCopy
+
+if TYPE_CHECKING:
+    from safespawn._drive.board import Row
 
 _crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
 _hooked: list[int] = []
@@ -93,6 +99,10 @@ class Crew:
         self.main_tries: int = 0
         self.boot_failures: int = 0  # of the template, in a row
         self._announced = False
+        self.wake_fd = -1  # the process's eventfd for log records, while this crew has hold of it
+        self.waits: dict[Any, None] = {}  # for log records to be handled
+        self.row: Row | None = None
+        self.histories: dict[int, tuple[int, str]] = {}  # by seat: how often it was filled again, and why
         self.booting = True  # until the first template is there
         self.failures = 0
         self.oom_kills: int | None = None  # in this control group, as last seen
@@ -440,6 +450,11 @@ class Crew:
         worker = post.worker
         if worker.freed:
             self._send_freed(worker)
+        if self.config.logging != "off":
+            levels = current_levels()
+            if post.levels is not levels:
+                worker.send(LEVELS, levels)
+                post.levels = levels
         first = batch[0]
         if first.parts or len(first.payload) > INLINE_BYTES:
             segment = self.arena.place([first.payload, *(first.parts or ())])
@@ -534,10 +549,14 @@ class Crew:
                 if found is None:
                     if held is not None:
                         held.wait(post.worker.await_words, None)
+                        if post.source is not None and post.source.pending:
+                            held.wait(relay.wait, post.source)
                     found = post.worker.receive(0)
                 data, fd = found
                 if not data:
                     break
+                if post.source is not None and post.source.pending:
+                    relay.wait(post.source)
                 results = inbox.take(self, post, data, fd)
                 if results is not None:
                     worker.last_words = time.monotonic()
@@ -813,14 +832,20 @@ class Crew:
         """
         for post in list(self.posts):  # it ended early: closing the lifelines ends them
             post.worker.child.connection.zygote.discard(post.worker.child.connection)
+            fate.forget_words(post)
             post.worker.close()
         self.posts.clear()
+        if self.row is not None:
+            self.row.withdraw()
         for ledger in self._ledgers:
             ledger.close()
         if self.config.inheritance is not None:
             self.config.inheritance.close()
             self.config.inheritance = None
         self.pump.close()
+        if self.wake_fd >= 0:
+            self.wake_fd = -1
+            relay.let_go(SLOW_SECONDS if self.thread else 0.0)  # an event loop does not wait
 
     # --- facts -------------------------------------------------------------------------------------------------------
     def note_event(self, kind: str, post: Post | None, detail: str) -> None:
@@ -830,6 +855,9 @@ class Crew:
         index = -1 if post is None or post.seat is None else post.seat.index
         event = PoolEvent(kind, index, 0 if post is None else post.worker.pid, time.time(), detail)
         self.events.append(event)
+        if self.row is not None and kind != "ready":
+            where = f"worker {index} " if index >= 0 else ""
+            self.row.note(f"{where}{kind} {detail}".rstrip())
         if self.config.on_event is not None:
             try:
                 self.config.on_event(event)

@@ -9,6 +9,7 @@ Runs in: application, where the pump runs.
 """
 
 import functools
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from safespawn._core.flow import DeadlinePassed, Flow
 from safespawn._core.procfs import oom_kills
 from safespawn._drive import doom, inbox, muster
 from safespawn._drive.post import Post
+from safespawn._drive.relay import defer, relay
 from safespawn._drive.worker import Worker
 from safespawn._worker import journal as cells
 from safespawn._worker.messages import STOP
@@ -116,14 +118,17 @@ def settle(crew: "Crew", post: Post) -> None:
     """
     if post not in crew.posts:
         return
+    source = post.source
+    if source is not None and source.pending:
+        defer(crew.pump, crew.waits, source, functools.partial(settle, crew, post))
+        return
     crew.posts.discard(post)
+    crew.spares[:] = [each for each in crew.spares if each is not post]
     worker = post.worker
     crew.unwatch_socket(post)
     words = last_words(crew, post)
     child = worker.child
     returncode = child.returncode
-    if post in crew.spares:
-        crew.spares.remove(post)
     victim, dropped, idle_death = clear_seat(crew, post, words.running)
     for each, outcome, payload, views in words.delivered:
         inbox.deliver(crew, each, outcome, payload, views)
@@ -141,10 +146,12 @@ def settle(crew: "Crew", post: Post) -> None:
     else:
         zygote.discard(connection)
     peak = None if child.usage is None else int(child.usage[2]) * 1024
+    forget_words(post)
     worker.close()
     if not post.stopping:
         crew.counts["died"] += 1
         crew.note_event("died", post, f"returncode {returncode}")
+        publish_death(crew, post, victim, words.stack)
     else:
         crew.note_event("stopped", post, "")
     if victim is not None:
@@ -171,6 +178,9 @@ def last_words(crew: "Crew", post: Post) -> LastWords:
     """
     worker = post.worker
     delivered: list[tuple[Task, int, Any, Any]] = []
+    held, post.held = post.held, None
+    if held is not None:
+        delivered += inbox.take(crew, post, *held) or ()
     while True:
         try:
             data, fd = worker.receive()
@@ -191,6 +201,43 @@ def last_words(crew: "Crew", post: Post) -> LastWords:
         stack=journal.text_since(worker.text_from),
         stderr=journal.last_stderr(),
     )
+
+
+def forget_words(post: Post) -> None:
+    """
+    Let go of what a worker has said, and keep its log records: its memory goes.
+    """
+    held, post.held = post.held, None
+    if held is not None and held[1] >= 0:
+        os.close(held[1])
+    if post.source is not None:
+        post.source.detach()
+    if post.row is not None:
+        post.row.withdraw()
+
+
+def publish_death(crew: "Crew", post: Post, victim: Task | None, stack: str) -> None:
+    """
+    Have the log say that a worker has died, behind its own records; and `safespawn ps`, with its successor.
+    """
+    worker, source = post.worker, post.source
+    how = words_for(worker.child.returncode)
+    if post.seat is not None:
+        restarts = crew.histories.get(post.seat.index, (0, ""))[0] + 1
+        crew.histories[post.seat.index] = restarts, f"pid {worker.pid} died: {how}"
+    if source is not None and not crew.terminating and (victim is None or victim.doom is None):
+        what = "" if victim is None else f", task {victim.id} {victim.label}"
+        text = f"worker {source.index} of pool {source.pool!r} (pid {worker.pid}) died: {how}{what}"
+        relay.tell_death(source, text, stack)
+
+
+def words_for(returncode: int | None) -> str:
+    """
+    How a worker ended, in words.
+    """
+    if returncode is None:
+        return "nobody knows how"
+    return f"exit code {returncode}" if returncode >= 0 else _signal_name(-returncode)
 
 
 def clear_seat(crew: "Crew", post: Post, running: int) -> tuple[Task | None, list[Task], bool]:
@@ -310,6 +357,8 @@ def retire(crew: "Crew", post: Post) -> None:
         return
     post.stopping = True
     worker = post.worker
+    if post.row is not None:
+        post.row.update(state="stopping", until=time.monotonic() + crew.config.grace)
     try:
         worker.send(STOP, None)
     except OSError:

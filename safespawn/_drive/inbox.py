@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safespawn._core.dispatch import BUSY, LENT, PREPARING, Task
 from safespawn._drive import doom, fate
 from safespawn._drive.post import Post
+from safespawn._drive.relay import defer, relay
 from safespawn._drive.worker import start_error
 from safespawn._worker.arena import receive
 from safespawn._worker.messages import (
@@ -38,6 +39,7 @@ from safespawn._worker.payload import unpack, unpack_error
 if TYPE_CHECKING:
     from safespawn._drive.crew import Crew
 
+_AFTER_RECORDS = frozenset((RESULTS, BIG_RESULT, SETUP_FAILED))  # messages behind the log records written before
 EOF_SECONDS = 5.0  # from the end of a worker's socket to its exit
 
 
@@ -54,6 +56,30 @@ def on_socket(crew: "Crew", post: Post, _events: int) -> None:
         crew.unwatch_socket(post)
         crew.pump.call_at(time.monotonic() + EOF_SECONDS, functools.partial(fate.end_silent, crew, post))
         return
+    source = post.source
+    if source is not None and data[0] in _AFTER_RECORDS and source.pending:
+        crew.unwatch_socket(post)
+        post.held = data, fd
+        defer(crew.pump, crew.waits, source, functools.partial(resume, crew, post))
+    else:
+        heard(crew, post, data, fd)
+
+
+def resume(crew: "Crew", post: Post) -> None:
+    """
+    The log records that a worker wrote before its last message are handled.
+    """
+    held, post.held = post.held, None
+    if held is None:
+        return  # it has died, and this was among its last words
+    crew.watch_socket(post)
+    heard(crew, post, *held)
+
+
+def heard(crew: "Crew", post: Post, data: bytes, fd: int) -> None:
+    """
+    Act upon one message.
+    """
     results = take(crew, post, data, fd)
     if results is not None:
         crew.supply(post)
@@ -73,7 +99,12 @@ def take(crew: "Crew", post: Post, data: bytes, fd: int) -> "list[tuple[Task, in
         post.start_error = start_error(data, (b"worker",))
         return None
     if kind == LONG:
-        return None  # its descriptor found no room here: a log record is lost
+        return None  # its descriptor found no room here: an error of an initializer is lost
+    if kind == LOG:
+        source = post.source
+        if source is not None:
+            relay.post(functools.partial(relay.handle, data[1:], source))
+        return None
     body: Any = marshal.loads(memoryview(data)[1:]) if kind != SETUP_FAILED else None  # noqa: S302 - our own worker's
     if kind == BIG_RESULT:
         number, outcome, seconds, segment, size, spans = body
@@ -97,10 +128,10 @@ def take(crew: "Crew", post: Post, data: bytes, fd: int) -> "list[tuple[Task, in
     if kind == FREED:
         post.segments.difference_update(body)
         crew.arena.released(body)
-    elif kind == LOG:
-        handle_log(body)
     elif kind == READY:
         post.ready = True
+        if post.row is not None:
+            post.row.update(state="ready")
         crew.failures = 0
         crew.note_event("ready", post, "")
         with crew.lock:
@@ -270,17 +301,3 @@ def report(error: BaseException) -> None:
     """
     hook = threading.excepthook
     hook(threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread())))
-
-
-def handle_log(attributes: dict[str, Any]) -> None:
-    """
-    Give a worker's record to the handlers here.
-    """
-    import logging
-
-    logger = logging.getLogger(attributes.get("name") or "root")
-    if logger.isEnabledFor(attributes.get("levelno", 0)):
-        try:
-            logger.handle(logging.makeLogRecord(attributes))
-        except Exception as error:  # noqa: BLE001 - a handler's trouble is not the pool's
-            report(error)

@@ -18,10 +18,13 @@ from safespawn._core.dispatch import BUSY, EMPTY, ENDING, IDLE, LENT, PREPARING,
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow
 from safespawn._core.procfs import oom_kills
-from safespawn._drive import doom, fate
+from safespawn._drive import board, doom, fate
+from safespawn._drive.levels import current_levels
 from safespawn._drive.post import Post
+from safespawn._drive.relay import relay
 from safespawn._drive.template import BOOT_SECONDS, THREADS_OF_LIBRARIES, Template, TemplateKey
 from safespawn._drive.worker import Worker, send_setup, start_worker_flow, worker_spec
+from safespawn._worker.journal import STRIDE
 from safespawn.errors import BrokenError
 
 if TYPE_CHECKING:
@@ -32,9 +35,26 @@ START_ATTEMPTS = 3  # in a row, of one seat
 
 def begin(crew: "Crew") -> None:
     crew.oom_kills = oom_kills()
+    crew.row = board.publish("pool", crew.config.name, state="running")
+    if crew.config.logging == "relay":
+        try:
+            crew.wake_fd = relay.hold()
+        except OSError:  # no descriptor is left: its workers have no way to log
+            crew.config.logging = "inherit"
+        else:
+            if relay.thread is None:
+                crew.pump.watch(crew.wake_fd, functools.partial(first_record, crew))
     if crew.config.max_rss_bytes is not None:
         crew.pump.call_at(time.monotonic() + doom.WATCH_SECONDS, functools.partial(doom.watch_memory, crew))
     fill(crew)
+
+
+def first_record(crew: "Crew", _events: int) -> None:
+    """
+    A worker has logged something: from now on a thread sees to that.
+    """
+    crew.pump.unwatch(crew.wake_fd)
+    relay.ensure()
 
 
 def fill(crew: "Crew") -> None:
@@ -210,7 +230,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         post.seat = None
         fate.retire(crew, post)
         return
-    body = {
+    body: dict[str, Any] = {
         "pool": crew.config.name,
         "index": seat.index,
         "cpus": cpus_of(crew, seat.index) if post.is_spare else None,
@@ -220,20 +240,25 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         "main": crew.config.main,
         "authkey": _authkey(),
         "application": os.getpid(),
-        "log_level": _log_level() if crew.config.relay_logs else None,
+        "logging": crew.config.logging,
+        "levels": None if crew.config.logging == "off" else current_levels(),
         "finalizer": crew.config.finalizer,
     }
     crew.note_event("started", post, "")
+    post.levels = body["levels"]
     try:
         ledger = crew.ledger()
         slot, worker.journal = ledger.take()
         worker.place = (ledger, slot)
+        if crew.wake_fd >= 0:
+            post.source = relay.open(worker.journal.ring, crew.config.name, seat.index, worker.pid)
     except OSError as error:  # a worker of which nothing would be known at its death is none
         post.start_error = spawn_error(error.errno or errno.EMFILE, None, stage="fds", argv=(b"worker",))
         fate.kill(crew, post, 0.0)
         return
     try:
-        worker.send_journal(slot, ledger.fd, crew.config.inheritance)
+        publish(crew, post, seat.index, (ledger.fd, slot * STRIDE))
+        worker.send_journal(slot, ledger.fd, crew.wake_fd, crew.config.inheritance)
         send_setup(worker, crew.arena, body, crew.config.initializer)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it has died: the lifeline tells
@@ -242,6 +267,17 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         fate.kill(crew, post, 0.0)
         return
     crew.watch_socket(post)
+
+
+def publish(crew: "Crew", post: Post, index: int, cells: tuple[int, int]) -> None:
+    """
+    Have `safespawn ps` show a worker.
+    """
+    restarts, why = crew.histories.get(index, (0, ""))
+    post.row = board.publish(
+        "worker", f"{crew.config.name}-{index}", owner=crew.config.name, pid=post.worker.pid, state="starting",
+        restarts=restarts, event=why, event_at=time.monotonic() if why else 0.0, cells=cells,
+    )  # fmt: skip
 
 
 def watch_life(crew: "Crew", post: Post) -> None:
@@ -297,11 +333,6 @@ def leave_when_done(crew: "Crew", seat: Seat) -> None:
 def _authkey() -> bytes | None:
     process = sys.modules.get("multiprocessing.process")
     return None if process is None else bytes(process.current_process().authkey)
-
-
-def _log_level() -> int | None:
-    logging = sys.modules.get("logging")
-    return 30 if logging is None else int(logging.getLogger().getEffectiveLevel())
 
 
 def is_main(function: Any) -> bool:

@@ -5,12 +5,17 @@ Runs in: application.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
 from safespawn._core.dispatch import Seat
 from safespawn._drive.worker import Inheritance, Worker
+
+if TYPE_CHECKING:
+    from safespawn._drive.board import Row
+    from safespawn._drive.levels import Levels
+    from safespawn._drive.relay import Source
 
 
 class PoolEvent(NamedTuple):
@@ -52,7 +57,8 @@ class CrewConfig:
         spares: Workers kept ready to take a seat.
         grace: Seconds that a stopping worker has to finish by itself.
         library_threads: Threads of BLAS and OpenMP in a worker.
-        relay_logs: Whether log records of the workers come to the application's handlers.
+        logging: "relay": log records of the workers come to the application's handlers; "inherit": they have its
+            levels; "off": neither.
         remote_traceback: Class of the `__cause__` of a task's exception.
         on_event: Called with each `PoolEvent`.
     """
@@ -72,7 +78,7 @@ class CrewConfig:
     spares: int = 0
     grace: float = 5.0
     library_threads: int = 1
-    relay_logs: bool = True
+    logging: str = "relay"
     remote_traceback: type[Exception] | None = None
     on_event: Callable[[PoolEvent], object] | None = None
 
@@ -101,8 +107,8 @@ class Post:
     """
 
     __slots__ = (
-        "ended", "eof", "going", "is_spare", "items", "limit", "ready", "seat", "segments", "start_error", "stopping",
-        "watched", "worker",
+        "ended", "eof", "going", "held", "is_spare", "items", "levels", "limit", "ready", "row", "seat", "segments",
+        "source", "start_error", "stopping", "watched", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, seat: Seat | None) -> None:
@@ -119,3 +125,7 @@ class Post:
         self.limit: float = 0.0  # when its tasks' time limits are looked at next
         self.items: int = 0  # records of streams that have come
         self.segments: set[int] = set()  # of ours, that it may still use
+        self.source: Source | None = None  # of its log records
+        self.held: tuple[bytes, int] | None = None  # a message of its that is read, and waits for the records before it
+        self.levels: Levels | None = None  # of loggers, as it was told them last
+        self.row: Row | None = None  # what `safespawn ps` shows

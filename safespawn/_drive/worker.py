@@ -116,12 +116,15 @@ class Worker:
                 raise BrokenPipeError from None
             raise
 
-    def send_journal(self, slot: int, fd: int, inheritance: Inheritance | None) -> None:
+    def send_journal(self, slot: int, fd: int, wake_fd: int, inheritance: Inheritance | None) -> None:
         """
-        The first words: where the journal is, and what is inherited.
+        The first words: where the journal is, what to tell of log records, or -1, and what is inherited.
         """
-        self.send(JOURNAL, (slot, inheritance is not None), fd)
-        if inheritance is not None and self.socket is not None:
+        if self.socket is None:
+            raise BrokenPipeError
+        words = bytes((JOURNAL,)) + marshal.dumps((slot, inheritance is not None))
+        _send_fds(self.socket, words, [fd] if wake_fd < 0 else [fd, wake_fd])
+        if inheritance is not None:
             words = b"T" if inheritance.has_tracker else b"-"
             if inheritance.fds:
                 _send_fds(self.socket, words, list(inheritance.fds))

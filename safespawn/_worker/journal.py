@@ -5,10 +5,12 @@ A worker that is killed can say nothing any more. So it writes down what it does
 runs, since when, and the results that it has not sent yet. The application reads this when the worker is dead, and to
 learn what a live one is at. The traceback that faulthandler writes at a crash goes into the same memory.
 
-    cells    seven numbers of 64 bits
+    cells    eight numbers of 64 bits
     results  records that were not sent yet; after a send the count goes back to 0, so a record may be seen twice
     stderr   a ring of the last bytes that Python code wrote to stderr
+    label    the name of the function that runs, if NAMED is the task that runs
     text     what faulthandler wrote, one dump behind the other
+    ring     log records on their way to the application (`ring`)
 
 No lock: each cell has one writer, and the kernel orders a death after everything that came before it.
 
@@ -19,16 +21,21 @@ import mmap
 import os
 from typing import Self
 
-RUNNING, SINCE_NS, COMMITTED, INTERRUPT, STDERR_BYTES, AWAKE, ITEM = range(7)  # ITEM: so many written
+from safespawn._worker.ring import Ring
+
+RUNNING, SINCE_NS, COMMITTED, INTERRUPT, STDERR_BYTES, AWAKE, ITEM, NAMED = range(8)  # ITEM: so many written
 CELLS_BYTES = 64
 RESULTS_AT = 64
 RESULTS_BYTES = 60 * 1024
 STDERR_AT = RESULTS_AT + RESULTS_BYTES
-STDERR_RING_BYTES = 4 * 1024 - 64
+STDERR_RING_BYTES = 4 * 1024 - 64 - 128
+LABEL_AT = STDERR_AT + STDERR_RING_BYTES
+LABEL_BYTES = 128
 TEXT_AT = 64 * 1024
 TEXT_BYTES = 64 * 1024
-SIZE = TEXT_AT + TEXT_BYTES
-STRIDE = 2 * 1024 * 1024  # from one worker's memory to the next one's: a crash report of a hundred threads fits between
+RING_AT = 1024 * 1024  # a crash report of a hundred threads fits before it
+RING_BYTES = 1024 * 1024  # some thousand log records
+STRIDE = RING_AT + RING_BYTES  # from one worker's memory to the next one's
 
 
 class Journal:
@@ -41,7 +48,9 @@ class Journal:
         self.cells: memoryview[int] = view[:CELLS_BYTES].cast("Q")
         self.results: memoryview[int] = view[RESULTS_AT : RESULTS_AT + RESULTS_BYTES]
         self.stderr: memoryview[int] = view[STDERR_AT : STDERR_AT + STDERR_RING_BYTES]
-        self.text: memoryview[int] = view[TEXT_AT:SIZE]
+        self.label: memoryview[int] = view[LABEL_AT : LABEL_AT + LABEL_BYTES]
+        self.text: memoryview[int] = view[TEXT_AT : TEXT_AT + TEXT_BYTES]
+        self.ring: Ring = Ring(view[RING_AT : RING_AT + RING_BYTES])
 
     @classmethod
     def open(cls, fd: int, slot: int) -> "tuple[Self, int]":
@@ -49,7 +58,7 @@ class Journal:
         In a worker: the journal in *slot* of *fd*, which is closed; and a descriptor for text, which is the caller's.
         """
         try:
-            memory = mmap.mmap(fd, SIZE, offset=slot * STRIDE)
+            memory = mmap.mmap(fd, STRIDE, offset=slot * STRIDE)
             text_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)  # with a position of its own
         finally:
             os.close(fd)
@@ -83,6 +92,14 @@ class Journal:
         data = ring[:at] if written < STDERR_RING_BYTES else ring[at:] + ring[:at]
         return data.decode(errors="replace")
 
+    def note_label(self, number: int, name: str) -> None:
+        """
+        The task *number* runs the function *name*.
+        """
+        data = name.encode(errors="replace")[: LABEL_BYTES - 1]
+        self.label[: len(data) + 1] = data + b"\0"
+        self.cells[NAMED] = number
+
     def text_end(self) -> int:
         """
         How far the text goes.
@@ -102,7 +119,8 @@ class Journal:
         """
         Look no more.
         """
-        for view in (self.cells, self.results, self.stderr, self.text, self.view):
+        self.ring.close()
+        for view in (self.cells, self.results, self.stderr, self.label, self.text, self.view):
             view.release()
 
 

@@ -18,13 +18,14 @@ BATCH_BYTES = 48 * 1024  # of one datagram with many tasks or results
 RECEIVE_BYTES = 64 * 1024  # a longer message goes as LONG
 
 # --- application to worker -------------------------------------------------------------------------------------------
-JOURNAL = 0  # first: the slot of the journal, with the descriptor of the memory
+JOURNAL = 0  # first: the slot of the journal, with the descriptors of the memory and of the eventfd for log records
 SETUP = 1  # once: who you are
 TASKS = 2  # rows of (id, mode, payload)
 BIG_TASK = 3  # one: id, mode, segment's number and size, spans; and a descriptor
 RELEASED = 4  # numbers of your segments that are not used here any more
 CREDIT = 5  # so many more items of a streaming task may come
 STOP = 6  # no more tasks: finish and exit
+LEVELS = 7  # the levels of your loggers from now on
 
 # --- worker to application -------------------------------------------------------------------------------------------
 READY = 65
@@ -32,7 +33,7 @@ SETUP_FAILED = 66  # the initializer raised; the packed error
 RESULTS = 67  # records
 BIG_RESULT = 68  # one: id, outcome, seconds, segment's number and size, spans; and a descriptor
 FREED = 69  # numbers of your segments that are not used here any more
-LOG = 70  # a log record's attributes
+LOG = 70  # a log record of a process that a task has forked; the worker's own go by the ring
 START_FAILED = 71  # its setting up failed: stage, errno and name (`_zygote.become.report`)
 
 # --- either way ------------------------------------------------------------------------------------------------------

@@ -38,10 +38,12 @@ def serve(control_fd: int, application_pid: int, config: dict[str, Any]) -> NoRe
     except Refused as refused:
         nursery.refuse(control_fd, "preload", marshal.dumps(refused.words))
         _leave(0)
-    import logging  # noqa: F401 - every worker will want it
-    import pickle  # noqa: F401
+    import pickle  # noqa: F401 - every worker will want it
 
-    from safespawn._worker import worker
+    from safespawn._worker import (
+        logs,  # noqa: F401 - and that
+        worker,
+    )
 
     def load_main() -> bytes | None:
         try:

@@ -23,9 +23,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
+from safespawn._core.dispatch import describe
 from safespawn._worker import current, journal, main_module, process
 from safespawn._worker.arena import Arena, receive
 from safespawn._worker.journal import Journal
@@ -43,6 +44,7 @@ from safespawn._worker.messages import (
     INTERRUPT_SIGNAL,
     ITEM,
     JOURNAL,
+    LEVELS,
     LOG,
     LONG,
     RAISED,
@@ -152,6 +154,7 @@ class Worker:
         self.brisk = False  # messages follow one another closely
         connection.setblocking(True)
         self.failpoint = failpoint
+        self.wake_fd = -1  # the application's eventfd for log records
         kind, body, fd = self.receive()
         if kind != JOURNAL:
             raise Gone
@@ -168,6 +171,7 @@ class Worker:
         self.flushed = 0.0
         self.stopping = False
         self.credit = 0
+        self.named: Any = None  # code of the function whose name is in the journal
         self.finalizer: Callable[[], object] | None = None
         self.inside = False  # a task's own code runs, in which an exception may be raised
         self.is_copy = False  # this process is a fork that a task has made of its worker
@@ -195,6 +199,8 @@ class Worker:
             fd = fds[0]
             if data[0] == LONG:
                 data, fd = read_long(fd), fds[1] if len(fds) > 1 else -1
+            elif data[0] == JOURNAL and len(fds) > 1:
+                self.wake_fd = fds[1]
         return data[0], marshal.loads(memoryview(data)[1:]), fd  # noqa: S302 - the application's own words
 
     def quick_words(self) -> Any:
@@ -297,8 +303,8 @@ class Worker:
                 tee,
                 encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
             )  # fmt: skip
-        if body["log_level"] is not None:
-            self.relay_logs(body["log_level"])
+        if body["levels"] is not None:
+            self.set_logging(body["levels"], relayed=body["logging"] == "relay")
         process.pose(body["pool"], body["index"], body["authkey"], body["application"])
         self.finalizer = None if body["finalizer"] is None else unpack(body["finalizer"])
         if body["initializer"] is not None:
@@ -331,26 +337,26 @@ class Worker:
         finally:
             os.close(fd)
 
-    def relay_logs(self, level: int) -> None:
+    def set_logging(self, levels: Any, *, relayed: bool) -> None:
         """
-        Send every record that reaches the root logger to the application, whose handlers it is for.
+        Log at the application's levels; *relayed*: to its handlers.
         """
-        import logging
+        from safespawn._worker import logs
 
-        send = self.send
+        if relayed and self.wake_fd >= 0:
+            cells = self.cells
+            relay = logs.Relay(self.journal.ring, self.wake_fd, lambda: cells[journal.RUNNING], self.send_log)
+            relay.install()
+        logs.set_levels(levels)
 
-        class Relay(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                try:
-                    send(LOG, describe(record, self))
-                except Gone:
-                    return
-                except Exception:  # noqa: BLE001 - as in every handler of logging
-                    self.handleError(record)
-
-        root = logging.getLogger()
-        root.addHandler(Relay())
-        root.setLevel(level)
+    def send_log(self, record: bytes) -> None:
+        """
+        In a forked copy of this process: send a log record, if there is room.
+        """
+        try:
+            self.connection.send(bytes((LOG,)) + record, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
+        except OSError:
+            return
 
     def finish(self) -> None:
         """
@@ -398,6 +404,11 @@ class Worker:
         elif kind == STOP:
             self.stopping = True
             return
+        elif kind == LEVELS:
+            from safespawn._worker import logs
+
+            logs.set_levels(body)
+            return
         else:
             return
         if self.used:
@@ -430,14 +441,17 @@ class Worker:
                 if mode == CALL:
                     call = self.unpack(payload, buffers)
                     function, arguments, keywords = call
+                    self.name_task(number, function)
                     payload = buffers = None
                     value = function(*arguments, **keywords)
                     arguments = keywords = None
                 elif mode == EACH:
                     function, items = self.unpack(payload, buffers)
+                    self.name_task(number, function)
                     value = [function(item) for item in items]
                 elif mode == EACH_STAR:
                     function, items = self.unpack(payload, buffers)
+                    self.name_task(number, function)
                     value = [function(*item) for item in items]
                 else:
                     self.stream(number, *self.unpack(payload, buffers))
@@ -463,6 +477,19 @@ class Worker:
         self.note(number, outcome, data, parts, (time.monotonic_ns() - started) * 1e-9)
         cells[journal.RUNNING] = 0
 
+    def name_task(self, number: int, function: Any) -> None:
+        """
+        Write down what runs, for whoever looks from outside.
+        """
+        key: Any = getattr(function, "__code__", None)
+        if key is None and type(getattr(function, "__self__", None)) is ModuleType:
+            key = function  # of a C module
+        if key is not None and key is self.named:
+            self.cells[journal.NAMED] = number
+        else:
+            self.named = key
+            self.journal.note_label(number, describe(function))
+
     def take_error(self, error: BaseException) -> bytes:
         """
         Pack what a task raised, and let go of the task.
@@ -480,6 +507,7 @@ class Worker:
         Send the items of an iterator one by one, never more than the application has asked for.
         """
         self.credit = credit
+        self.name_task(number, function)
         iterator = function(*arguments, **keywords)
         iterator = iter(iterator) if hasattr(iterator, "__iter__") else _synchronous(iterator)
         for item in iterator:
@@ -663,25 +691,3 @@ def _synchronous(iterator: Any) -> Any:
                 return
     finally:
         loop.close()
-
-
-_PLAIN = (str, int, float, bool, bytes, type(None))
-
-
-def describe(record: Any, handler: Any) -> dict[str, Any]:
-    """
-    A log record as plain data: the message is put together here, where its arguments are.
-    """
-    attributes = {name: value for name, value in record.__dict__.items() if type(value) in _PLAIN}
-    for name, value in record.__dict__.items():
-        if name not in attributes and name not in {"args", "exc_info"}:
-            attributes[name] = repr(value)
-    attributes["msg"] = record.getMessage()
-    attributes["args"] = None
-    if record.exc_info and not record.exc_text:
-        import logging
-
-        formatter = handler.formatter or logging.Formatter()
-        attributes["exc_text"] = formatter.formatException(record.exc_info)
-    attributes["exc_info"] = None
-    return attributes
