@@ -17,7 +17,8 @@ from typing import Any
 from safespawn._zygote import wire
 from safespawn.errors import RemoteProtocolError
 
-_RIGHTS_BYTES = _socket.CMSG_SPACE(4 * 8)  # pidfd and three streams, or a few connections
+MOST_FDS = 16  # of a message: a pidfd and three streams, or the first connections of a template
+_RIGHTS_BYTES = _socket.CMSG_SPACE(4 * MOST_FDS)
 _MESSAGE_BYTES = 4096  # no answer is longer; one that is would say so by MSG_TRUNC
 _INT_BYTES = 4
 

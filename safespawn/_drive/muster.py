@@ -14,6 +14,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from safespawn._core.connection import MOST_FDS
 from safespawn._core.dispatch import BUSY, EMPTY, ENDING, IDLE, LENT, PREPARING, STARTING, Seat, Task, unwrapped
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow
@@ -95,7 +96,7 @@ def template_flow(crew: "Crew", key: TemplateKey) -> Flow[tuple[Template, Any]]:
     """
     A template, with `__main__` loaded if that is wanted and can be.
     """
-    connections = min(crew.config.size, 16)
+    connections = min(crew.config.size, MOST_FDS - 1)  # with the template's pidfd
     while True:
         template, ambient = yield from crew.engine.template_flow(key, connections=connections)
         if not crew.main_wanted or template.has_main or crew.config.main is None or crew.main_refused:

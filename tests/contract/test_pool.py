@@ -318,6 +318,16 @@ def test_a_stream_is_held_back_by_its_reader(pool, tmp_path):
         assert int(path.read_text()) <= 1 + 4 + 4
 
 
+def test_a_pool_may_be_larger_than_the_machine():
+    """More workers than a message has room for connections: all come up."""
+    with safespawn.Pool(20) as pool:
+        assert pool.map(abs, range(-40, 0), chunksize=1) == list(range(40, 0, -1))
+        deadline = time.monotonic() + 60
+        while len({worker["pid"] for worker in pool.statistics()["workers"]} - {None}) < 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_log_records_arrive(pool, caplog):
     """What a worker logs comes to this process's handlers, before the result, with its extras."""
     caplog.set_level(logging.WARNING)
