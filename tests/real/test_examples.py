@@ -72,6 +72,7 @@ SAYS = {
         "--> worker lost with order",
         "INFO    shop.orders: order 3: begun",
     ],
+    ("rotating_log.py",): ["4100 records in rotated files", "complete and in order: 41 of 41 tasks"],
     ("incident_pool.py", "5"): ["multiprocessing: ", "safespawn: all 5 rounds are through; round 5: 100 records"],
     ("incident_process.py", "5"): ["multiprocessing: ", "safespawn: all 5 rounds are through, 5 with exit code 0"],
     ("incident_records.py", "5"): ["multiprocessing: ", "safespawn: all 5 rounds are through, 5 of them with all"],
