@@ -1,5 +1,5 @@
 """
-The command line: `safespawn demo` and `safespawn status`.
+The command line: `safespawn demo`, `status`, `ps`, `top`; and the doors to `check` and `exec`.
 
 What goes wrong is told in a sentence on stderr. Exit codes: 0 all well; 1 not, the text says what; 2 usage; 130 Ctrl-C.
 
@@ -9,15 +9,15 @@ Runs in: an application of its own, main thread.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import safespawn
 from safespawn import check
+from safespawn._processes import counted, duration, find_zygotes, megabytes, one_line
 
 SHOWN_LINES = 4
 SHOWN_CHILDREN = 20
-SHOWN_WIDTH = 100
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,9 +76,42 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(action=show_status)
+    add_ps(commands)
     check.add_command(commands)
     commands.add_parser("exec", help="run an unmodified program with its processes made safe")  # `main` sees to it
     return parser
+
+
+def add_ps(commands: Any) -> None:
+    """
+    `ps` and `top`, in the grammar.
+    """
+    about = "every application of this user that uses safespawn (root: of everybody), its helper processes, pools, "
+    about += "workers and children: state, restarts, CPU, memory, what each does and what happened to it last"
+    once = commands.add_parser("ps", help="list applications, workers and children", description=f"Show {about}.")
+    once.add_argument("--json", action="store_true", help="for programs")
+    once.set_defaults(action=show_ps)
+    again = commands.add_parser(
+        "top", help="`ps` again and again, with the CPU of the moment", description=f"Keep showing {about}."
+    )
+    again.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="SECONDS", help="between two looks (default: %(default)s)"
+    )
+    again.add_argument("--count", type=whole_number, help="end after so many looks")
+    again.set_defaults(action=show_top)
+
+
+def seconds(text: str) -> float:
+    """
+    An option's value: a time from 0.1 s up.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"seconds are wanted, 0.1 or more, not {text!r}")
+    return value
 
 
 def whole_number(text: str) -> int:
@@ -189,6 +222,36 @@ def cell_words(cell: Any, way: str) -> tuple[str, ...]:
     return (way, library, str(cell.calls), str(cell.blocked), slowest, str(cell.processes), str(cell.fds))
 
 
+# --- ps and top ------------------------------------------------------------------------------------------------------
+def show_ps(options: argparse.Namespace) -> int:
+    """
+    Print what runs.
+    """
+    from safespawn import _ps
+
+    found = _ps.find_applications()
+    if options.json:
+        import json
+
+        print(json.dumps({"applications": found}, indent=2))
+    else:
+        print("\n".join(_ps.lines(found, os.get_terminal_size().columns if sys.stdout.isatty() else None)))
+    return 0
+
+
+def show_top(options: argparse.Namespace) -> int:
+    """
+    Keep printing what runs.
+    """
+    from safespawn import _ps
+
+    try:
+        _ps.top(options.interval, options.count)
+    except KeyboardInterrupt:
+        print()  # that is how one ends it
+    return 0
+
+
 # --- status ----------------------------------------------------------------------------------------------------------
 def show_status(options: argparse.Namespace) -> int:
     """
@@ -227,149 +290,3 @@ def status_lines(zygote: dict[str, Any]) -> Iterator[str]:
         yield f"    {child['pid']:>8}  {duration(child['age_seconds']):>8}  {one_line(child['command'])}{note}"
     if len(children) > SHOWN_CHILDREN:
         yield f"    and {len(children) - SHOWN_CHILDREN} more; --json shows all"
-
-
-def one_line(command: str) -> str:
-    """
-    A command line, or the beginning of a long one.
-    """
-    text = " ".join(command.split())
-    return text if len(text) <= SHOWN_WIDTH else text[: SHOWN_WIDTH - 3] + "..."
-
-
-def counted(number: int | None, one: str, many: str = "") -> str:
-    """
-    "1 child", "2 children"; a number that may not be known.
-    """
-    if number is None:
-        return f"{many or one + 's'} unknown"
-    return f"{number or 'no'} {one if number == 1 else many or one + 's'}"
-
-
-def duration(seconds: float) -> str:
-    """
-    A time as people write it.
-    """
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def megabytes(size: int | None) -> str:
-    """
-    A size as people write it.
-    """
-    return "?" if size is None else f"{size / 2**20:.1f} MiB"
-
-
-def find_zygotes() -> list[dict[str, Any]]:
-    """
-    Every zygote of this user, root's view: of everybody, from one pass over /proc.
-
-    A process is one by its name and its arguments: ``PYTHON -I -S .../_zygote FD APPLICATION own|keep``. The warden has
-    the same arguments and another name; a forked child of the zygote, before its exec, has both and a zygote as parent.
-
-    Source: proc(5).
-    """
-    table = {facts["pid"]: facts for facts in scan()}
-    found: list[dict[str, Any]] = []
-    for facts in table.values():
-        words = facts["words"]
-        parent = table.get(facts["parent"])
-        if facts["comm"] != "safespawn" or not is_zygote(words) or (parent and parent["comm"] == "safespawn"):
-            continue
-        application = table.get(int(words[-2]))
-        warden = parent if parent is not None and parent["comm"] == "safespawn-wardn" else None
-        found.append(
-            {
-                "pid": facts["pid"],
-                "application": {
-                    "pid": int(words[-2]),
-                    "command": None if application is None else application["command"],
-                },
-                "warden": None if warden is None else {"pid": warden["pid"], "rss_bytes": warden["rss_bytes"]},
-                "keeps_children": words[-1] == "keep",
-                "state": facts["state"],
-                "uptime_seconds": facts["age_seconds"],
-                "descriptors": facts["descriptors"](),
-                "rss_bytes": facts["rss_bytes"],
-                "children": [
-                    {key: child[key] for key in ("pid", "command", "age_seconds", "state", "rss_bytes")}
-                    for child in table.values()
-                    if child["parent"] == facts["pid"]
-                ],
-            }
-        )
-    return found
-
-
-def is_zygote(words: list[str]) -> bool:
-    """
-    Whether a command line is a zygote's, or its warden's.
-    """
-    return (
-        len(words) > 5
-        and words[-1] in ("own", "keep")
-        and words[-2].isdecimal()
-        and os.path.basename(words[-4].rstrip("/")) == "_zygote"
-    )
-
-
-def scan() -> Iterator[dict[str, Any]]:
-    """
-    What /proc says of each process of this user.
-    """
-    user = os.geteuid()
-    ticks = os.sysconf("SC_CLK_TCK")
-    page = os.sysconf("SC_PAGE_SIZE")
-    with open("/proc/uptime", "rb") as file:
-        up = float(file.read().split()[0])
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        directory = f"/proc/{name}"
-        try:
-            if user not in (0, os.stat(directory).st_uid):
-                continue
-            text = read(f"{directory}/stat")
-            words = [os.fsdecode(word) for word in read(f"{directory}/cmdline").split(b"\0")[:-1]]
-        except OSError:
-            continue  # it ended while we looked
-        fields = text[text.rindex(b")") + 2 :].split()
-        comm = os.fsdecode(text[text.index(b"(") + 1 : text.rindex(b")")])
-        yield {
-            "pid": int(name),
-            "comm": comm,
-            "words": words,
-            "command": " ".join(words) or f"[{comm}]",
-            "state": fields[0].decode(),
-            "parent": int(fields[1]),
-            "age_seconds": round(max(0.0, up - int(fields[19]) / ticks), 2),
-            "rss_bytes": int(fields[21]) * page,
-            "descriptors": descriptors_of(directory),
-        }
-
-
-def read(path: str) -> bytes:
-    """
-    The whole of a small file.
-    """
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def descriptors_of(directory: str) -> Callable[[], int | None]:
-    """
-    Counts the open descriptors of a process; for zygotes only, it is the dear part of the look.
-    """
-
-    def count() -> int | None:
-        try:
-            return len(os.listdir(f"{directory}/fd"))
-        except OSError:
-            return None
-
-    return count

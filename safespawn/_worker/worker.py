@@ -488,7 +488,7 @@ class Worker:
             self.cells[journal.NAMED] = number
         else:
             self.named = key
-            self.journal.note_label(number, describe(function))
+            self.journal.note_label(number, describe(function).replace("__mp_main__.", "__main__.", 1))
 
     def take_error(self, error: BaseException) -> bytes:
         """

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import safespawn
-from safespawn import _demo, cli
+from safespawn import _demo, _processes, cli
 
 
 def command_line(*arguments):
@@ -199,4 +199,4 @@ def test_a_reader_may_leave() -> None:
 )
 def test_a_zygote_is_known_by_its_arguments(words, is_one) -> None:
     """What only mentions the zygote's directory is not taken for one."""
-    assert cli.is_zygote(words) is is_one
+    assert _processes.is_zygote(words) is is_one

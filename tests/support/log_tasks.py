@@ -5,7 +5,7 @@ What workers of the tests log.
 import logging
 import os
 import signal
-import sys
+import subprocess
 import threading
 import time
 import warnings
@@ -166,8 +166,12 @@ def own_handlers():
     return [type(handler).__name__ for handler in logging.getLogger().handlers], logging.getLogger().level
 
 
-def print_error(text):
+_started = []
+
+
+def start_sleep():
     """
-    Write to stderr.
+    Start a process, and leave it running.
     """
-    sys.stderr.write(text)
+    _started.append(subprocess.Popen(["sleep", "999"]))
+    return _started[-1].pid

@@ -41,7 +41,11 @@ TOOLS = frozenset({"__main__", "check", "cli", "demo", "doctor"})
 THIRD_PARTY = frozenset({"anyio", "attr", "attrs"})
 
 # By file. What is used only where it is installed, inside functions:
-OPTIONAL = {"safespawn/_worker/payload.py": {"cloudpickle"}, "safespawn/_progress.py": {"rich"}}
+OPTIONAL = {
+    "safespawn/_worker/payload.py": {"cloudpickle"},
+    "safespawn/_progress.py": {"rich"},
+    "safespawn/_ps.py": {"rich"},
+}
 # Loaded by the program that it is a part of, and by nobody else:
 PLUGINS = {"safespawn/pytest_plugin.py": {"pytest"}}
 # What one module may import from above, inside functions: a template that must refuse says who started the thread.
