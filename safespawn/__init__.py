@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from safespawn._functions import check_output as check_output
     from safespawn._functions import run as run
     from safespawn._functions import statistics as statistics
+    from safespawn._worker.carried import Returned as Returned
     from safespawn._worker.current import current_worker as current_worker
     from safespawn.apool import AsyncPool as AsyncPool
     from safespawn.aprocess import AsyncProcess as AsyncProcess
@@ -82,6 +83,7 @@ _HOMES = {
     "PreloadError": "pool_errors",
     "Process": "context",
     "RemoteError": "pool_errors",
+    "Returned": "_worker.carried",
     "SafespawnError": "errors",
     "SpawnError": "errors",
     "SpawnLost": "errors",
@@ -117,8 +119,8 @@ __all__ = [
     "DEVNULL", "PIPE", "STDOUT",
     "AsyncPool", "AsyncProcess", "CalledProcessError", "CompletedProcess", "CrashLoop", "Executor",
     "InitializerFailed", "MainReentered", "OrderError", "Pool", "PoolClosed", "PoolEvent", "Popen", "PreloadError",
-    "Process", "RemoteError", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled", "TaskTimeout",
-    "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback",
+    "Process", "RemoteError", "Returned", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled",
+    "TaskTimeout", "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback",
     "WorkerDied", "WorkerMemoryExceeded", "WrongLoop",
     "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "current_worker", "errors",
     "get_context", "guard", "init", "install", "open_process", "run", "statistics", "uninstall",

@@ -232,6 +232,8 @@ class AsyncPool(PoolBase):
             self._check()
         assert home is not None  # noqa: S101 - it was checked
         sink = _Call(home.latch())
+        if self._carrier is not None:
+            func = self._carrier(func)
         task = call_task(func, args, kwds, sink, by_value=self._by_value, options=options)
         self._crew.submit(task)
         try:
@@ -320,6 +322,8 @@ class AsyncPool(PoolBase):
         if not items:
             await pause()
             return []
+        if self._carrier is not None:
+            func = self._carrier(func)
         job = MapJob(
             sink, func, items, star=star, chunksize=chunksize, by_value=self._by_value, options=options,
             progress=progress,
@@ -396,6 +400,8 @@ class AsyncPool(PoolBase):
         positive("chunksize", chunksize)
         window = BUFFER if buffersize is None else positive("buffersize", buffersize)
         assert self._home is not None  # noqa: S101 - it was checked
+        if self._carrier is not None:
+            func = self._carrier(func)
         results = Results(
             self._crew, self._home, func, ordered=ordered, chunksize=chunksize, window=window,
             by_value=self._by_value, options=options,
@@ -438,6 +444,8 @@ class AsyncPool(PoolBase):
         self._check()
         positive("buffersize", buffersize)
         assert self._home is not None  # noqa: S101 - it was checked
+        if self._carrier is not None:
+            func = self._carrier(func)
         items = Items(self._crew, self._home.latch, buffersize)
         items.task = task = stream_task(
             func, tuple(args), dict(kwds), items, credit=buffersize, by_value=self._by_value, options=options

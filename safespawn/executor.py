@@ -168,6 +168,8 @@ class Executor(ThreadedPool, concurrent.futures.Executor):
         if crew.closing:
             self._refuse()
         future = TaskFuture(crew)
+        if self._carrier is not None:
+            fn = self._carrier(fn)
         try:
             future.task = task = call_task(fn, args, kwargs, future, by_value=self._by_value, options=_NO_OPTIONS)
         except Exception as error:  # noqa: BLE001 - whatever its pickling raises is the future's, as in the standard's
@@ -229,6 +231,8 @@ class Executor(ThreadedPool, concurrent.futures.Executor):
         if chunksize < 1:
             raise BadArgument("chunksize must be >= 1.", parameter="chunksize", value=chunksize)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if self._carrier is not None:
+            fn = self._carrier(fn)
         calls = zip(*iterables, strict=False)
         chunks = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         given = chunks if buffersize is None else itertools.islice(chunks, buffersize)

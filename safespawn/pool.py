@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -40,6 +41,7 @@ from safespawn._results import (
     stream_task,
 )
 from safespawn._worker import current, main_module
+from safespawn._worker.carried import Carrier, Variable
 from safespawn._worker.payload import pack
 from safespawn.errors import BadArgument, BadArgumentType
 from safespawn.supervisor import current_engine
@@ -71,6 +73,12 @@ class PoolBase:
         library_threads: For OMP_NUM_THREADS and the like; default: CPUs divided by workers.
         logging: "relay": what workers log comes to the handlers of this process; "inherit": workers have the levels of
             this process, and handlers of their own; "off": their logging is theirs.
+        output: What becomes of what workers, and the processes that they start, write to stdout and stderr: "inherit":
+            it goes where this process's goes; "prefix": the same, each line with the worker's name before it; "log":
+            each line is a record of the logger ``safespawn.stdout.WORKER`` or ``safespawn.stderr.WORKER``; "return":
+            results are `Returned` tuples of value, stdout and stderr; a path: into that file, at its end, where
+            ``{worker}`` and ``{pid}`` stand for the worker's number and process.
+        contextvars: Context variables, each of a module, whose values go along with each call.
         on_event: Called with each `PoolEvent`.
 
     Raises:
@@ -98,6 +106,8 @@ class PoolBase:
         grace: float = GRACE_SECONDS,
         library_threads: int | None = None,
         logging: Literal["relay", "inherit", "off"] = "relay",
+        output: "str | os.PathLike[str]" = "inherit",
+        contextvars: Iterable[ContextVar[Any]] = (),
         on_event: Callable[[PoolEvent], object] | None = None,
     ) -> None:
         del context
@@ -138,10 +148,13 @@ class PoolBase:
             spares=spares,
             grace=grace,
             library_threads=library_threads or max(1, cpus // size),
+            output=_checked_output(output),
             logging=one_of("logging", logging, ("relay", "inherit", "off")),
             on_event=on_event,
         )
         self._size = size
+        variables = tuple((variable, _place_of(variable, self._by_value)) for variable in contextvars)
+        self._carrier = Carrier(variables, capture=output == "return") if variables or output == "return" else None
         self._crew = Crew(current_engine(), config)
         self._eager = initializer
         self._open()
@@ -239,6 +252,43 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return chosen
 
 
+OUTPUTS = ("inherit", "prefix", "log", "return")
+
+
+def _checked_output(output: Any) -> str:
+    if isinstance(output, str) and output in OUTPUTS:
+        return output
+    if isinstance(output, os.PathLike) or (isinstance(output, str) and ("/" in output or "." in output)):
+        return os.path.abspath(os.fsdecode(output))
+    raise BadArgument(
+        f"output is one of {', '.join(map(repr, OUTPUTS))}, or a path (a str with a slash or a dot in it)",
+        parameter="output", value=output,
+    )  # fmt: skip
+
+
+def _place_of(variable: Any, by_value: bool) -> Variable:  # noqa: FBT001 - as everywhere here
+    """
+    Where the workers find a context variable.
+
+    Raises:
+        BadArgument, BadArgumentType: They do not.
+    """
+    if not isinstance(variable, ContextVar):
+        raise BadArgumentType(
+            "contextvars is a list of contextvars.ContextVar", parameter="contextvars", value=variable
+        )
+    for name, module in list(sys.modules.items()):
+        if name == "__mp_main__" or (name == "__main__" and by_value):
+            continue
+        for key, value in list(getattr(module, "__dict__", {}).items()):
+            if value is variable:
+                return Variable(name, key)
+    raise BadArgument(
+        f"{variable!r} is in no module that a worker could import", parameter="contextvars", value=variable,
+        help="make it at the top level of a module",
+    )  # fmt: skip
+
+
 def _cpu_sets(affinity: Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:
     if not affinity:
         return ()
@@ -327,6 +377,8 @@ class Pool(ThreadedPool):
         crew = self._crew
         if crew.thread == threading.get_ident():
             crew.check_wait()
+        if self._carrier is not None:
+            func = self._carrier(func)
         sink = Direct()
         task = call_task(func, tuple(args), dict(kwds), sink, by_value=self._by_value, options=options)
         try:
@@ -369,6 +421,8 @@ class Pool(ThreadedPool):
             UnpicklableTask: It cannot be sent.
             PoolClosed: The pool was closed.
         """
+        if self._carrier is not None:
+            func = self._carrier(func)
         result = AsyncResult(self._crew, callback, error_callback)
         task = call_task(func, tuple(args), dict(kwds), result, by_value=self._by_value, options=options)
         result._task = task  # noqa: SLF001 - a result that is over needs none
@@ -382,6 +436,8 @@ class Pool(ThreadedPool):
         """
         from safespawn.executor import TaskFuture
 
+        if self._carrier is not None:
+            func = self._carrier(func)
         future = TaskFuture(self._crew)
         future.task = task = call_task(func, args, kwargs, future, by_value=self._by_value, options=_EMPTY)
         self._crew.submit(task)
@@ -465,6 +521,8 @@ class Pool(ThreadedPool):
         if not items:
             result.deliver(None, [])  # type: ignore[arg-type]
             return result
+        if self._carrier is not None:
+            func = self._carrier(func)
         job = MapJob(
             result, func, items, star=star, chunksize=chunksize, by_value=self._by_value, options=options,
             progress=progress,
@@ -526,6 +584,8 @@ class Pool(ThreadedPool):
     ) -> Iterator[Any]:
         self._crew.check()
         positive("chunksize", chunksize)
+        if self._carrier is not None:
+            func = self._carrier(func)
         return ResultIterator(
             self._crew, func, iterable, ordered=ordered, chunksize=chunksize, buffersize=buffersize,
             by_value=self._by_value, options=options,
@@ -540,6 +600,8 @@ class Pool(ThreadedPool):
         items ahead of the reader. Closing the iterator ends it.
         """
         positive("buffersize", buffersize)
+        if self._carrier is not None:
+            func = self._carrier(func)
         stream = Stream(self._crew, buffersize)
         stream.task = task = stream_task(
             func, tuple(args), dict(kwds), WeakSink(stream), credit=buffersize, by_value=self._by_value, options=options

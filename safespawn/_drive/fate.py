@@ -24,6 +24,7 @@ from safespawn._drive import doom, inbox, muster
 from safespawn._drive.post import Post
 from safespawn._drive.relay import defer, relay
 from safespawn._drive.worker import Worker
+from safespawn._worker import carried
 from safespawn._worker import journal as cells
 from safespawn._worker.messages import STOP
 from safespawn.errors import SafespawnError, _signal_name
@@ -214,6 +215,12 @@ def forget_words(post: Post) -> None:
         post.source.detach()
     if post.row is not None:
         post.row.withdraw()
+    if post.outlets:
+        from safespawn._drive.outlets import outlets
+
+        carried.claims.pop(post.token, None)
+        for outlet in post.outlets:
+            outlets.remove(outlet)
 
 
 def publish_death(crew: "Crew", post: Post, victim: Task | None, stack: str) -> None:

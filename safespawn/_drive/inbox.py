@@ -19,6 +19,7 @@ from safespawn._drive import doom, fate
 from safespawn._drive.post import Post
 from safespawn._drive.relay import defer, relay
 from safespawn._drive.worker import start_error
+from safespawn._worker import carried
 from safespawn._worker.arena import receive
 from safespawn._worker.messages import (
     BIG_RESULT,
@@ -27,6 +28,7 @@ from safespawn._worker.messages import (
     ITEM,
     LOG,
     LONG,
+    OUTPUT,
     RAISED,
     READY,
     RECORD,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from safespawn._drive.crew import Crew
 
 _AFTER_RECORDS = frozenset((RESULTS, BIG_RESULT, SETUP_FAILED))  # messages behind the log records written before
+_ASIDE = frozenset((START_FAILED, OUTPUT, LOG, LONG))  # LONG: its descriptor found no room here, so it is lost
 EOF_SECONDS = 5.0  # from the end of a worker's socket to its exit
 
 
@@ -95,15 +98,8 @@ def take(crew: "Crew", post: Post, data: bytes, fd: int) -> "list[tuple[Task, in
     kind = data[0]
     if kind == RESULTS:
         return records(crew, post, data, 1)
-    if kind == START_FAILED:
-        post.start_error = start_error(data, (b"worker",))
-        return None
-    if kind == LONG:
-        return None  # its descriptor found no room here: an error of an initializer is lost
-    if kind == LOG:
-        source = post.source
-        if source is not None:
-            relay.post(functools.partial(relay.handle, data[1:], source))
+    if kind in _ASIDE:
+        take_aside(crew, post, data, fd)
         return None
     body: Any = marshal.loads(memoryview(data)[1:]) if kind != SETUP_FAILED else None  # noqa: S302 - our own worker's
     if kind == BIG_RESULT:
@@ -151,6 +147,37 @@ def take(crew: "Crew", post: Post, data: bytes, fd: int) -> "list[tuple[Task, in
         failed.__cause__ = cause
         crew.break_down(failed)
     return None
+
+
+def open_outlet(crew: "Crew", post: Post, stream: int, fd: int) -> None:
+    """
+    A worker's output comes through the pipe *fd* from now on.
+    """
+    from safespawn._drive.outlets import Outlet, outlets
+
+    seat = post.seat
+    if fd < 0 or seat is None:
+        return  # no room for its descriptor here: it is lost
+    name = f"{crew.config.name}-{seat.index}"
+    outlet = Outlet(fd, stream, crew.config.output, name, post.worker.pid, post.token)
+    post.outlets.append(outlet)
+    outlets.add(outlet)
+    if crew.config.output == "return" and len(post.outlets) == len((1, 2)):
+        out, err = post.outlets
+        carried.claims[post.token] = lambda number: (out.find(number), err.find(number))
+
+
+def take_aside(crew: "Crew", post: Post, data: bytes, fd: int) -> None:
+    """
+    Understand one message that has nothing to do with tasks.
+    """
+    kind = data[0]
+    if kind == START_FAILED:
+        post.start_error = start_error(data, (b"worker",))
+    elif kind == OUTPUT:
+        open_outlet(crew, post, marshal.loads(data[1:]), fd)  # noqa: S302 - our own worker's
+    elif kind == LOG and post.source is not None:
+        relay.post(functools.partial(relay.handle, data[1:], post.source))
 
 
 def finish(crew: "Crew", post: Post, number: int, outcome: int, seconds: float) -> Task | None:

@@ -25,6 +25,7 @@ from safespawn._drive.post import Post
 from safespawn._drive.relay import relay
 from safespawn._drive.template import BOOT_SECONDS, THREADS_OF_LIBRARIES, Template, TemplateKey
 from safespawn._drive.worker import Worker, send_setup, start_worker_flow, worker_spec
+from safespawn._worker.carried import TOKEN_BYTES
 from safespawn._worker.journal import STRIDE
 from safespawn.errors import BrokenError
 
@@ -37,11 +38,12 @@ START_ATTEMPTS = 3  # in a row, of one seat
 def begin(crew: "Crew") -> None:
     crew.oom_kills = oom_kills()
     crew.row = board.publish("pool", crew.config.name, state="running")
-    if crew.config.logging == "relay":
+    if crew.config.logging == "relay" or crew.config.output in ("prefix", "log"):
         try:
             crew.wake_fd = relay.hold()
         except OSError:  # no descriptor is left: its workers have no way to log
-            crew.config.logging = "inherit"
+            crew.config.logging = "inherit" if crew.config.logging == "relay" else crew.config.logging
+            crew.config.output = "inherit"
         else:
             if relay.thread is None:
                 crew.pump.watch(crew.wake_fd, functools.partial(first_record, crew))
@@ -244,6 +246,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         "logging": crew.config.logging,
         "levels": None if crew.config.logging == "off" else current_levels(),
         "finalizer": crew.config.finalizer,
+        "output": _output(crew, post),
     }
     crew.note_event("started", post, "")
     post.levels = body["levels"]
@@ -251,7 +254,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         ledger = crew.ledger()
         slot, worker.journal = ledger.take()
         worker.place = (ledger, slot)
-        if crew.wake_fd >= 0:
+        if crew.wake_fd >= 0 and crew.config.logging == "relay":
             post.source = relay.open(worker.journal.ring, crew.config.name, seat.index, worker.pid)
     except OSError as error:  # a worker of which nothing would be known at its death is none
         post.start_error = spawn_error(error.errno or errno.EMFILE, None, stage="fds", argv=(b"worker",))
@@ -259,7 +262,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         return
     try:
         publish(crew, post, seat.index, (ledger.fd, slot * STRIDE))
-        worker.send_journal(slot, ledger.fd, crew.wake_fd, crew.config.inheritance)
+        worker.send_journal(slot, ledger.fd, -1 if post.source is None else crew.wake_fd, crew.config.inheritance)
         send_setup(worker, crew.arena, body, crew.config.initializer)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it has died: the lifeline tells
@@ -329,6 +332,19 @@ def leave_when_done(crew: "Crew", seat: Seat) -> None:
         fate.retire(crew, post)
     else:
         crew.pump.call_at(time.monotonic() + 0.02, functools.partial(leave_when_done, crew, seat))
+
+
+def _output(crew: "Crew", post: Post) -> tuple[str, bytes] | None:
+    """
+    What a worker is told of its output.
+    """
+    output = crew.config.output
+    if output == "inherit":
+        return None
+    if output.startswith("/"):
+        return "file", os.fsencode(output)
+    post.token = os.urandom(TOKEN_BYTES)
+    return output, post.token
 
 
 def _authkey() -> bytes | None:

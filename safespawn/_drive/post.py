@@ -15,6 +15,7 @@ from safespawn._drive.worker import Inheritance, Worker
 if TYPE_CHECKING:
     from safespawn._drive.board import Row
     from safespawn._drive.levels import Levels
+    from safespawn._drive.outlets import Outlet
     from safespawn._drive.relay import Source
 
 
@@ -60,6 +61,7 @@ class CrewConfig:
         logging: "relay": log records of the workers come to the application's handlers; "inherit": they have its
             levels; "off": neither.
         remote_traceback: Class of the `__cause__` of a task's exception.
+        output: What becomes of the workers' output: "inherit", "prefix", "log", "return", or an absolute path.
         on_event: Called with each `PoolEvent`.
     """
 
@@ -79,6 +81,7 @@ class CrewConfig:
     grace: float = 5.0
     library_threads: int = 1
     logging: str = "relay"
+    output: str = "inherit"
     remote_traceback: type[Exception] | None = None
     on_event: Callable[[PoolEvent], object] | None = None
 
@@ -107,8 +110,8 @@ class Post:
     """
 
     __slots__ = (
-        "ended", "eof", "going", "held", "is_spare", "items", "levels", "limit", "ready", "row", "seat", "segments",
-        "source", "start_error", "stopping", "watched", "worker",
+        "ended", "eof", "going", "held", "is_spare", "items", "levels", "limit", "outlets", "ready", "row", "seat",
+        "segments", "source", "start_error", "stopping", "token", "watched", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, seat: Seat | None) -> None:
@@ -128,4 +131,6 @@ class Post:
         self.source: Source | None = None  # of its log records
         self.held: tuple[bytes, int] | None = None  # a message of its that is read, and waits for the records before it
         self.levels: Levels | None = None  # of loggers, as it was told them last
+        self.token: bytes = b""  # that marks the ends of calls in there
+        self.outlets: list[Outlet] = []  # of its output
         self.row: Row | None = None  # what `safespawn ps` shows

@@ -34,6 +34,7 @@ RESULTS = 67  # records
 BIG_RESULT = 68  # one: id, outcome, seconds, segment's number and size, spans; and a descriptor
 FREED = 69  # numbers of your segments that are not used here any more
 LOG = 70  # a log record of a process that a task has forked; the worker's own go by the ring
+OUTPUT = 72  # the number of a stream, with the pipe into which it goes from now on
 START_FAILED = 71  # its setting up failed: stage, errno and name (`_zygote.become.report`)
 
 # --- either way ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ Never: uses stdin, stdout or stderr for anything of its own; waits for anybody b
 import _socket
 import array
 import errno
+import fcntl
 import io
 import marshal
 import os
@@ -47,6 +48,7 @@ from safespawn._worker.messages import (
     LEVELS,
     LOG,
     LONG,
+    OUTPUT,
     RAISED,
     READY,
     RECEIVE_BYTES,
@@ -66,6 +68,9 @@ from safespawn._worker.stdio import StderrTee, flush_stdio
 FLUSH_SECONDS = 0.001
 BRISK_SECONDS = 0.00015  # from one message to the next
 LOOKS = 40  # before a wait, about a microsecond each
+PIPE_BYTES = 1024 * 1024  # of output that the application has not read
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, linux/fcntl.h
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _FDS_BYTES = _socket.CMSG_SPACE(2 * 4)
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK))
 _KEEP_TEXT_BYTES = 32 * 1024  # of old dumps: then the next one is written over the first
@@ -303,6 +308,8 @@ class Worker:
                 tee,
                 encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
             )  # fmt: skip
+        if body["output"] is not None:
+            self.redirect(*body["output"])
         if body["levels"] is not None:
             self.set_logging(body["levels"], relayed=body["logging"] == "relay")
         process.pose(body["pool"], body["index"], body["authkey"], body["application"])
@@ -336,6 +343,39 @@ class Worker:
             return receive(fd, number, size, spans, self.freed.append)
         finally:
             os.close(fd)
+
+    def redirect(self, mode: str, where: bytes) -> None:
+        """
+        Have descriptors 1 and 2 go elsewhere: for Python, for C code, and for what is started here.
+
+        Args:
+            mode: "file", or what the application does with it.
+            where: The file; else the token that marks the ends of calls.
+        """
+        if mode == "file":
+            path = where.replace(b"{worker}", str(current.worker.index).encode() if current.worker else b"")
+            fd = os.open(path.replace(b"{pid}", str(os.getpid()).encode()), _APPEND, 0o666)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+            os.close(fd)
+        else:
+            for stream in (1, 2):
+                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+                try:
+                    fcntl.fcntl(write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
+                except OSError:
+                    pass  # the user's pipes have no more room: the usual size will do
+                os.dup2(write_fd, stream)
+                os.close(write_fd)
+                self.send(OUTPUT, stream, read_fd)
+                os.close(read_fd)
+        if mode == "return":
+            from safespawn._worker import carried
+
+            carried.capturing[:] = [carried.Capture(where)]
+        stdout: Any = sys.stdout
+        if stdout is not None:
+            stdout.reconfigure(line_buffering=True)
 
     def set_logging(self, levels: Any, *, relayed: bool) -> None:
         """
