@@ -228,7 +228,7 @@ def doing(row: dict[str, Any]) -> str:
     """
     What a process is at, and what happened to it last.
     """
-    words = []
+    words: list[str] = []
     if row["task"]:
         words.append(f"{row['task']} for {duration(row['task_seconds'])}")
     if row["event"]:

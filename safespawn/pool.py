@@ -259,11 +259,19 @@ def _checked_output(output: Any) -> str:
     if isinstance(output, str) and output in OUTPUTS:
         return output
     if isinstance(output, os.PathLike) or (isinstance(output, str) and ("/" in output or "." in output)):
-        return os.path.abspath(os.fsdecode(output))
+        return _absolute(output)
     raise BadArgument(
         f"output is one of {', '.join(map(repr, OUTPUTS))}, or a path (a str with a slash or a dot in it)",
         parameter="output", value=output,
     )  # fmt: skip
+
+
+def _absolute(path: Any) -> str:
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, ContextVar)
 
 
 def _place_of(variable: Any, by_value: bool) -> Variable:  # noqa: FBT001 - as everywhere here
@@ -273,7 +281,7 @@ def _place_of(variable: Any, by_value: bool) -> Variable:  # noqa: FBT001 - as e
     Raises:
         BadArgument, BadArgumentType: They do not.
     """
-    if not isinstance(variable, ContextVar):
+    if not _is_variable(variable):
         raise BadArgumentType(
             "contextvars is a list of contextvars.ContextVar", parameter="contextvars", value=variable
         )

@@ -139,9 +139,9 @@ class Board:
         self.fd: int = -1
         self.lock: threading.RLock = threading.RLock()  # of the slots; readers know nothing of it
         self.free: list[int] = []
-        self.used = 0  # slots were in use up to here
-        self.held = 0
-        self.hidden = 0
+        self.used: int = 0  # slots were in use up to here
+        self.held: int = 0
+        self.hidden: int = 0
 
     def publish(self, facts: Facts) -> Row:
         """

@@ -99,7 +99,7 @@ class Crew:
         self.main_tries: int = 0
         self.boot_failures: int = 0  # of the template, in a row
         self._announced = False
-        self.wake_fd = -1  # the process's eventfd for log records, while this crew has hold of it
+        self.wake_fd: int = -1  # the process's eventfd for log records, while this crew has hold of it
         self.waits: dict[Any, None] = {}  # for log records to be handled
         self.row: Row | None = None
         self.histories: dict[int, tuple[int, str]] = {}  # by seat: how often it was filled again, and why

@@ -43,18 +43,18 @@ class Outlet:
 
     def __init__(self, fd: int, stream: int, mode: str, name: str, pid: int, token: bytes) -> None:
         os.set_blocking(fd, False)
-        self.fd = fd
-        self.stream = stream
-        self.mode = mode
-        self.name = name
-        self.pid = pid
-        self.mark = b"\0" + token
-        self.lock = threading.Lock()
-        self.buffer = bytearray()
-        self.cut = 0
+        self.fd: int = fd
+        self.stream: int = stream
+        self.mode: str = mode
+        self.name: str = name
+        self.pid: int = pid
+        self.mark: bytes = b"\0" + token
+        self.lock: threading.Lock = threading.Lock()
+        self.buffer: bytearray = bytearray()
+        self.cut: int = 0
         self.texts: OrderedDict[int, str] = OrderedDict()
-        self.waiting = 0
-        self.lost = 0
+        self.waiting: int = 0
+        self.lost: int = 0
 
     def read(self, most: int = READ_BYTES) -> bool:
         """

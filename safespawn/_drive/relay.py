@@ -38,7 +38,7 @@ class Wait:
     __slots__ = ("_action", "place")
 
     def __init__(self, place: int, action: Callable[[], object]) -> None:
-        self.place = place
+        self.place: int = place
         self._action: list[Callable[[], object]] = [action]
 
     def fire(self) -> None:
@@ -69,10 +69,10 @@ class Source:
     """
 
     def __init__(self, ring: Ring, pool: str, index: int, pid: int) -> None:
-        self.pool = pool
-        self.index = index
-        self.pid = pid
-        self.name = f"{pool}-{index}"
+        self.pool: str = pool
+        self.index: int = index
+        self.pid: int = pid
+        self.name: str = f"{pool}-{index}"
         self.done: int = ring.read
         self.lock: threading.Lock = threading.Lock()  # of taking, and of the waits; never held while one is handled
         self._ring: Ring | None = ring
@@ -81,7 +81,7 @@ class Source:
         self._waits: deque[Wait] = deque()
         self._dropped = 0
         self._told = time.monotonic()
-        self.gone = False
+        self.gone: bool = False
 
     @property
     def pending(self) -> bool:

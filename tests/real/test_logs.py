@@ -2,6 +2,7 @@
 What workers log arrives in the handlers here: all of it, in order, before the result, whatever happens.
 """
 
+import asyncio
 import logging
 import os
 import threading
@@ -346,6 +347,27 @@ def test_a_handler_that_blocks_holds_up_no_end(listen):
     while len(heard.records) < 20 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert heard.texts == [str(index) for index in range(10)] * 2
+
+
+def test_a_handler_that_blocks_holds_up_no_event_loop(listen):
+    """With an AsyncPool the handlers run beside the loop: it goes on while one blocks; the result comes after them."""
+    gate, entered = threading.Event(), threading.Event()
+
+    def block(_record):
+        entered.set()
+        assert gate.wait(BOUND)
+
+    heard = listen(Keep(first=block))
+
+    async def main():
+        async with safespawn.AsyncPool(1) as pool:
+            call = asyncio.ensure_future(pool.run(tasks.count, 3))
+            await asyncio.to_thread(entered.wait, BOUND)
+            gate.set()
+            assert await call == 3
+            return heard.texts
+
+    assert asyncio.run(main()) == ["0", "1", "2"]
 
 
 def test_a_handler_may_use_the_pool(pool, listen):
