@@ -234,7 +234,7 @@ def publish_death(crew: "Crew", post: Post, victim: Task | None, stack: str) -> 
         crew.histories[post.seat.index] = restarts, f"pid {worker.pid} died: {how}"
     if source is not None and not crew.terminating and (victim is None or victim.doom is None):
         what = "" if victim is None else f", task {victim.id} {victim.label}"
-        text = f"worker {source.index} of pool {source.pool!r} (pid {worker.pid}) died: {how}{what}"
+        text = f"{source.what} (pid {worker.pid}) died: {how}{what}"
         relay.tell_death(source, text, stack)
 
 

@@ -255,14 +255,17 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         slot, worker.journal = ledger.take()
         worker.place = (ledger, slot)
         if crew.wake_fd >= 0 and crew.config.logging == "relay":
-            post.source = relay.open(worker.journal.ring, crew.config.name, seat.index, worker.pid)
+            post.source = relay.open(
+                worker.journal.ring, f"{crew.config.name}-{seat.index}",
+                f"worker {seat.index} of pool {crew.config.name!r}", worker.pid,
+            )  # fmt: skip
     except OSError as error:  # a worker of which nothing would be known at its death is none
         post.start_error = spawn_error(error.errno or errno.EMFILE, None, stage="fds", argv=(b"worker",))
         fate.kill(crew, post, 0.0)
         return
     try:
         publish(crew, post, seat.index, (ledger.fd, slot * STRIDE))
-        worker.send_journal(slot, ledger.fd, -1 if post.source is None else crew.wake_fd, crew.config.inheritance)
+        worker.send_journal(slot, ledger.fd, crew.config.inheritance, -1 if post.source is None else crew.wake_fd)
         send_setup(worker, crew.arena, body, crew.config.initializer)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it has died: the lifeline tells

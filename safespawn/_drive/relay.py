@@ -10,6 +10,15 @@ delivers asks `Source.pending`, and goes on when
     all that was written by then is handled, or
     not one record of any worker was handled for a second: some handler is stuck. Until it moves, nobody waits again
 
+What an owner of workers does, a pool or a supervisor:
+
+    wake_fd = relay.hold()                                        # once, before the first one starts
+    source = relay.open(worker.journal.ring, name, what, pid)
+    worker.send_journal(slot, fd, inheritance, wake_fd)           # and in SETUP: "logging": "relay", "levels": levels
+    if source.pending: defer(pump, waits, source, go_on)          # before its death, or its word, is told to anybody
+    source.detach()                                               # before its journal is closed
+    relay.let_go()                                                # once, when the last one is gone
+
 Runs in: application. `serve` in the thread; the rest in any.
 """
 
@@ -65,14 +74,14 @@ class Source:
 
     Attributes:
         done: Up to where they are handled, in bytes.
-        pool, index, pid: Whose they are.
+        name, pid: Whose they are.
+        what: The same for people: "worker 0 of pool 'images'".
     """
 
-    def __init__(self, ring: Ring, pool: str, index: int, pid: int) -> None:
-        self.pool: str = pool
-        self.index: int = index
+    def __init__(self, ring: Ring, name: str, what: str, pid: int) -> None:
+        self.name: str = name
+        self.what: str = what
         self.pid: int = pid
-        self.name: str = f"{pool}-{index}"
         self.done: int = ring.read
         self.lock: threading.Lock = threading.Lock()  # of taking, and of the waits; never held while one is handled
         self._ring: Ring | None = ring
@@ -142,7 +151,7 @@ class Source:
         now = time.monotonic()
         seconds, self._told = now - self._told, now
         relay.say(
-            30, self, f"{count} log records of worker {self.index} of pool {self.pool!r} were dropped in the last "
+            30, self, f"{count} log records of {self.what} were dropped in the last "
             f"{seconds:.1f} s: the handlers here did not take them in time", {"dropped": count},
         )  # fmt: skip
 
@@ -238,11 +247,11 @@ class Relay:
         if thread is not None and seconds and thread is not threading.current_thread():
             thread.join(seconds)
 
-    def open(self, ring: Ring, pool: str, index: int, pid: int) -> Source:
+    def open(self, ring: Ring, name: str, what: str, pid: int) -> Source:
         """
         A worker begins.
         """
-        source = Source(ring, pool, index, pid)
+        source = Source(ring, name, what, pid)
         self.sources[source] = None
         return source
 

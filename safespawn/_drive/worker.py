@@ -116,9 +116,9 @@ class Worker:
                 raise BrokenPipeError from None
             raise
 
-    def send_journal(self, slot: int, fd: int, wake_fd: int, inheritance: Inheritance | None) -> None:
+    def send_journal(self, slot: int, fd: int, inheritance: Inheritance | None, wake_fd: int = -1) -> None:
         """
-        The first words: where the journal is, what to tell of log records, or -1, and what is inherited.
+        The first words: where the journal is, what is inherited, and the eventfd for log records, if there is one.
         """
         if self.socket is None:
             raise BrokenPipeError

@@ -308,9 +308,9 @@ class Worker:
                 tee,
                 encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
             )  # fmt: skip
-        if body["output"] is not None:
+        if body.get("output") is not None:
             self.redirect(*body["output"])
-        if body["levels"] is not None:
+        if body.get("levels") is not None:
             self.set_logging(body["levels"], relayed=body["logging"] == "relay")
         process.pose(body["pool"], body["index"], body["authkey"], body["application"])
         self.finalizer = None if body["finalizer"] is None else unpack(body["finalizer"])
