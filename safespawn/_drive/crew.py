@@ -701,6 +701,8 @@ class Crew:
         """
         with self.lock:
             self.closing = True
+        if self.row is not None:
+            self.row.update(state="closing")
         self.pump.call_soon(self.check_end)
 
     def terminate(self) -> None:
@@ -778,6 +780,8 @@ class Crew:
         """
         if self.broken is None:
             self.broken = error
+            if self.row is not None:
+                self.row.update(state="broken")
             self.note_event("broken", None, str(error))
         with self.lock:
             self.terminating = True
@@ -946,6 +950,7 @@ class Crew:
                 post.worker.socket.close()
                 post.worker.socket = None
         self.posts = set()
+        self.wake_fd = -1
         try:
             self.pump.forget_in_copy()
         except OSError:

@@ -235,7 +235,7 @@ class Relay:
         A pool has ended; with the last one, the thread ends too. Wait *seconds* at most for that.
         """
         with self.lock:
-            self.holders -= 1
+            self.holders = max(0, self.holders - 1)
             thread = self.thread
             if self.holders > 0:
                 return
@@ -309,10 +309,9 @@ class Relay:
         """
         Have the thread look.
         """
-        try:
-            os.eventfd_write(self.wake_fd, 1)
-        except OSError:
-            return
+        with self.lock:  # the thread closes it
+            if self.wake_fd >= 0:
+                os.eventfd_write(self.wake_fd, 1)
 
     def serve(self) -> None:
         """

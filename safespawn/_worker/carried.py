@@ -105,23 +105,25 @@ class Carried:
         for place, value in self.values:
             context.run(place.find().set, value)
         if not self.capture or not capturing:
-            return self._within(context, context.run(self.func, *args, **kwds))
+            return _within(context, context.run(self.func, *args, **kwds))
         try:
             value = context.run(self.func, *args, **kwds)
         except BaseException as error:
-            captured = Captured(None, capturing[0].mark())
             try:
-                error.returned = captured  # type: ignore[attr-defined]
+                error.returned = Captured(None, capturing[0].mark())  # type: ignore[attr-defined]
             except AttributeError:
-                raise error from error.__cause__
+                pass  # it has no room for it
             raise
+        if hasattr(value, "__next__") or hasattr(value, "__anext__"):
+            return _within(context, value)  # a stream: its items come as they are
         return Captured(value, capturing[0].mark())
 
-    def _within(self, context: contextvars.Context, value: Any) -> Any:
-        """
-        A generator's steps are run in *context*, as its beginning was.
-        """
-        return _steps(context, value) if hasattr(value, "send") and hasattr(value, "__next__") else value
+
+def _within(context: contextvars.Context, value: Any) -> Any:
+    """
+    A generator's steps are run in *context*, as its beginning was.
+    """
+    return _steps(context, value) if hasattr(value, "send") and hasattr(value, "__next__") else value
 
 
 def _steps(context: contextvars.Context, generator: Any) -> Iterator[Any]:

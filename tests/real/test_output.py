@@ -47,6 +47,13 @@ def test_the_calls_of_a_map_have_each_their_own(returning):
     assert [each.value for each in returning.imap(abs, [-1, -2])] == [1, 2]
 
 
+def test_a_stream_gives_its_items_as_they_are(returning):
+    """The items of a generator have no output with them, and harm the next call's as little as its own."""
+    with returning.stream(tasks.count_aloud, (2,)) as stream:
+        assert list(stream) == [(0, None), (1, None)]
+    assert returning.apply(abs, (-1,)).value == 1
+
+
 def test_an_exception_has_the_output_of_its_call(returning):
     """What was printed before the exception is an attribute of it."""
     with pytest.raises(ValueError, match="why") as caught:

@@ -58,7 +58,13 @@ def test_a_pool_and_its_workers_are_shown(tmp_path):
         rows = wait_until(lambda rows: rows[busy["name"]]["restarts"] == 1 and rows[busy["name"]]["state"] == "idle")
         assert rows[busy["name"]]["event"] == f"pid {busy['pid']} died: SIGKILL"
         assert rows[busy["name"]]["pid"] != busy["pid"]
-        assert "died" in rows["images"]["event"] or "started" in rows["images"]["event"]
+        assert rows["images"]["state"] == "running"
+        assert re.match(r"worker \d (died|started)", rows["images"]["event"])
+        held = pool.apply_async(tasks.wait_for, (str(tmp_path / "go"),))
+        pool.close()
+        assert mine()["images"]["state"] == "closing"
+        (tmp_path / "go").touch()
+        held.get(BOUND)
     assert "images" not in mine()
 
 
