@@ -123,8 +123,10 @@ def inherit(connection: _socket.socket) -> bool:
 
 def pose(pool: str, index: int, authkey: bytes | None, application_pid: int) -> None:
     """
-    In a worker: be to multiprocessing what one of its own would be: a name, the key, a parent.
+    In a worker: be to multiprocessing what one of its own would be: a name, the key, a parent, an end at which its
+    queues are written to the last message.
     """
+    atexit.register(util._exit_function)
     current: Any = process.current_process()
     current._name = f"{pool}-{index}"
     if authkey is not None:

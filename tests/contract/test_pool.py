@@ -19,6 +19,7 @@ import pytest
 
 import safespawn
 from safespawn import errors
+from support import log_tasks
 from support import pool_tasks as tasks
 from support.children import becomes
 
@@ -316,6 +317,20 @@ def test_a_stream_is_held_back_by_its_reader(pool, tmp_path):
         assert next(stream) == 0
         time.sleep(0.2)
         assert int(path.read_text()) <= 1 + 4 + 4
+
+
+def test_what_a_worker_has_put_into_a_queue_is_not_lost():
+    """A worker that ends in order writes first what its queues' threads have not written yet."""
+    queue = safespawn.get_context().Queue()
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(queue.get(timeout=60) for _ in range(2000)))
+    with safespawn.Pool(1, log_tasks.keep_queue, (queue,)) as pool:
+        assert pool.apply(log_tasks.put_much, (2000,)) == 2000
+        reader.start()
+    reader.join()
+    assert [int(data[4000:]) for data in found] == list(range(2000))
+    queue.close()
+    queue.join_thread()
 
 
 def test_a_pool_may_be_larger_than_the_machine():

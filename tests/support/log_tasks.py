@@ -175,3 +175,22 @@ def start_sleep():
     """
     _started.append(subprocess.Popen(["sleep", "999"]))
     return _started[-1].pid
+
+
+_kept = []
+
+
+def keep_queue(queue):
+    """
+    An initializer.
+    """
+    _kept[:] = [queue]
+
+
+def put_much(number):
+    """
+    Put so much into the queue that its thread is not through when the task is.
+    """
+    for index in range(number):
+        _kept[0].put(bytes(4000) + str(index).encode())
+    return number
