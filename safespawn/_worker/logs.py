@@ -21,6 +21,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -48,10 +49,19 @@ class Relay(logging.Handler):
         wake_fd: An eventfd that tells the application of them.
         running: Says which task runs, as a number; 0: none.
         send: Sends a record from a forked copy of the worker.
+        note: Keeps the end of what would have gone to stderr, for whoever asks why the worker ended.
     """
 
-    def __init__(self, ring: Ring, wake_fd: int, running: Callable[[], int], send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        wake_fd: int,
+        running: Callable[[], int],
+        send: Callable[[bytes], None],
+        note: Callable[[bytes], None],
+    ) -> None:
         super().__init__()
+        self.note = note
         self.ring = ring
         self.wake_fd = wake_fd
         self.running = running
@@ -138,6 +148,7 @@ class Relay(logging.Handler):
 
         def uncaught(kind: Any, error: Any, trace: Any) -> None:
             logger.critical("uncaught exception", exc_info=(kind, error, trace))
+            self.note("".join(traceback.format_exception(kind, error, trace)).encode(errors="replace"))
 
         def in_thread(args: Any) -> None:
             if args.exc_type is not SystemExit:

@@ -385,7 +385,9 @@ class Worker:
 
         if relayed and self.wake_fd >= 0:
             cells = self.cells
-            relay = logs.Relay(self.journal.ring, self.wake_fd, lambda: cells[journal.RUNNING], self.send_log)
+            relay = logs.Relay(
+                self.journal.ring, self.wake_fd, lambda: cells[journal.RUNNING], self.send_log, self.journal.note_stderr
+            )  # fmt: skip
             relay.install()
         logs.set_levels(levels)
 
