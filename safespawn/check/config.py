@@ -18,6 +18,7 @@ from safespawn.check.source import is_matched
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+DEFAULT = frozenset(code for code, rule in RULES.items() if rule.default)
 KEYS = ("select", "ignore", "exclude", "per-file-ignores")
 
 
@@ -39,7 +40,7 @@ class Config:
         root: The folder of the configuration file; patterns are tried on paths from there, too.
     """
 
-    select: frozenset[str] = frozenset(RULES)
+    select: frozenset[str] = DEFAULT
     exclude: tuple[str, ...] = ()
     per_file: tuple[tuple[str, frozenset[str]], ...] = ()
     root: str = ""
@@ -56,7 +57,7 @@ class Config:
 
 def codes_of(words: Iterable[str], where: str) -> frozenset[str]:
     """
-    The codes that words mean: each a code, or the beginning of some.
+    The codes that words mean: each a code, or the beginning of some that are on by default.
 
     Raises:
         ConfigError: One is neither; *where* says whose fault that is.
@@ -66,7 +67,8 @@ def codes_of(words: Iterable[str], where: str) -> frozenset[str]:
     if not words and where.startswith("--"):
         raise ConfigError(f"{where}: no rule is named")
     for word in words:
-        codes = {code for code in RULES if code.startswith(word.upper())} if word else set()
+        wanted = word.upper()
+        codes = {code for code in RULES if code == wanted or (code in DEFAULT and wanted and code.startswith(wanted))}
         if not codes:
             raise ConfigError(f"{where}: there is no rule {word!r}; the rules are {', '.join(RULES)}")
         found |= codes
@@ -96,7 +98,7 @@ def load(
     table = read_table(file) if file is not None else {}
     name = file or "pyproject.toml"
     chosen, left_out = table.get("select"), table.get("ignore", [])
-    codes = frozenset(RULES) if chosen is None else codes_of(chosen, f"{name}: tool.safespawn.check.select")
+    codes = DEFAULT if chosen is None else codes_of(chosen, f"{name}: tool.safespawn.check.select")
     codes -= codes_of(left_out, f"{name}: tool.safespawn.check.ignore")
     if select is not None:
         codes = codes_of(select, "--select")

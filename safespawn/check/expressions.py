@@ -290,6 +290,10 @@ class Expressions:
         args = tuple(self.expr(argument) for argument in node.args)
         keywords = {keyword.arg: self.expr(keyword.value) for keyword in node.keywords}
         word = names.last_name(func)
+        if word == "getattr" and len(args) > 1 and isinstance(func, ast.Name):
+            wanted = args[1]
+            if isinstance(wanted, Const) and isinstance(wanted.value, str):
+                return names.attribute(args[0], wanted.value)
         if word in _RUNNERS:
             for argument in node.args:
                 self.consume(argument)

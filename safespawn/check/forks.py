@@ -1,5 +1,5 @@
 """
-SPN201 to SPN205: calls that copy a process with its locks, or leave its descriptors open for children.
+SPN201 to SPN206: calls that copy a process with its locks, or leave its descriptors open for children.
 
 Runs in: the checker, any thread. Pure.
 """
@@ -10,7 +10,6 @@ import ast
 from typing import TYPE_CHECKING
 
 from safespawn.check import known
-from safespawn.check.graph import group
 from safespawn.check.known import Effect
 from safespawn.check.names import NOTHING, Const, Made, Many, Ref, dotted, last_name
 from safespawn.check.rules import finding
@@ -19,26 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from safespawn.check.graph import Project, Step
+    from safespawn.check.names import Value
     from safespawn.check.rules import Finding
     from safespawn.check.summary import Function
+    from safespawn.check.threads import Threads
 
 _STARTERS = frozenset({"mp:default.Pool", "mp:default.Process", "mp:default.Manager", "mp:default.BaseManager().start"})
 
 
-def thread_starts(project: Project) -> dict[str, str]:
-    """
-    By project, a place where it starts a thread.
-    """
-    found: dict[str, str] = {}
-    for function, facts in project.facts.items():
-        where = group(function.module.source)
-        step = facts.witness.get(Effect.THREAD)
-        if where not in found and step is not None and Effect.THREAD in step.own:
-            found[where] = f"{function.module.source.path}:{step.event.line}"
-    return found
-
-
-def check(project: Project, function: Function, threads: dict[str, str]) -> Iterator[Finding]:
+def check(project: Project, function: Function, threads: Threads) -> Iterator[Finding]:
     """
     The hits in one function.
     """
@@ -47,12 +35,12 @@ def check(project: Project, function: Function, threads: dict[str, str]) -> Iter
         if event.made is None:
             continue
         if step.path in known.FORKS and not _becomes_daemon(function, event.node):
-            place = threads.get(group(function.module.source))
-            if place is not None:
-                text = (
-                    f"{step.path}() copies locks that threads may hold; this project starts threads, for one at {place}"
-                )
-                yield finding("SPN201", function, event, text)
+            place = threads.beside(function, step)
+            if place:
+                yield finding("SPN201", function, event, f"{step.path}() copies locks that threads may hold; {place}")
+            elif threads.elsewhere(function):
+                text = f"{step.path}() in a project that starts threads, for one at {threads.elsewhere(function)}"
+                yield finding("SPN206", function, event, text)
         elif step.path.endswith((".set_start_method", ".get_context")):
             if event.made.argument(0, "method")[1] == Const("fork"):
                 name = known.display(step.path)
@@ -85,22 +73,28 @@ def _becomes_daemon(function: Function, fork: ast.expr) -> bool:
             asked = any(
                 part is fork or (isinstance(part, ast.Name) and part.id in names) for part in ast.walk(node.test)
             )
-            arms = (node.body, node.orelse)
-            if asked and any(len(arm) == 1 and _exits(arm[0]) for arm in arms):
+            alone = any(len(arm) == 1 and _exits(arm[0]) for arm in (node.body, node.orelse))
+            if asked and (alone or (_asks_for_parent(node.test) and _exits(node.body[-1]))):
                 return True
     return False
 
 
+def _asks_for_parent(test: ast.expr) -> bool:
+    """
+    Whether a condition on a fork's result holds in the parent: ``pid``, ``pid > 0``, ``pid != 0``.
+    """
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
+        zero = test.comparators[0]
+        return isinstance(test.ops[0], ast.Gt | ast.NotEq) and isinstance(zero, ast.Constant) and zero.value == 0
+    return isinstance(test, ast.Name | ast.Call | ast.NamedExpr)
+
+
 def _exits(statement: ast.stmt) -> bool:
-    call = (
-        statement.value
-        if isinstance(statement, ast.Expr)
-        else statement.exc
-        if isinstance(statement, ast.Raise)
-        else None
-    )
-    name = dotted(call.func) if isinstance(call, ast.Call) else dotted(call) if call is not None else ""
-    return name in ("os._exit", "sys.exit", "SystemExit", "exit")
+    if isinstance(statement, ast.Raise):
+        cause = statement.exc
+        return cause is not None and dotted(cause.func if isinstance(cause, ast.Call) else cause) == "SystemExit"
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and dotted(call.func) in ("os._exit", "sys.exit", "exit")
 
 
 def _takes_default(project: Project, step: Step) -> bool:
@@ -138,8 +132,15 @@ def _leak(step: Step, made: Made) -> str:
             return "pass_fds of a pipe made without O_CLOEXEC: every other child inherits its ends as well"
     position = {"os.set_inheritable": 1, "socket.socket().set_inheritable": 0}.get(step.path)
     if position is not None and made.argument(position, "inheritable")[1] == Const(value=True):
+        if made.args and _is_null_device(made.args[0]):
+            return ""  # nobody waits for its end
         return "an inheritable descriptor goes to every child that any thread starts meanwhile"
     return ""
+
+
+def _is_null_device(opened: Value | None) -> bool:
+    path = opened.args[0] if isinstance(opened, Made) and opened.maker == Ref("os.open") and opened.args else None
+    return path in (Ref("os.devnull"), Const("/dev/null"))
 
 
 def _is_inheritable(pipe: Made) -> bool:

@@ -83,7 +83,8 @@ class Project(Meanings):
         super().__init__(sources)
         self.failures: list[tuple[Source, Exception]] = []
         self.facts: dict[Function, Facts] = {}
-        self.safe_groups: set[str] = set()
+        self.safe: set[Source] = set()
+        self._setters: frozenset[tuple[Source, bool]] = frozenset()
         self._pruned: set[Module] = set()
 
     def read(self) -> None:
@@ -161,13 +162,16 @@ class Project(Meanings):
         self.facts = {}
         self.forget()
         self._drop_strangers()
-        self.safe_groups = {
-            group(module.source)
+        setters = frozenset(
+            (module.source, event.guarded)
             for module in self.modules.values()
             for function in module.functions
             for event in function.events
             if self._sets_safe_default(event)
-        }
+        )
+        if setters != self._setters:
+            self._setters = setters
+            self.safe = self._programs_of(setters)
         for module in self.modules.values():
             for function in module.functions:
                 forks = self.forks_by_default(function)
@@ -193,11 +197,36 @@ class Project(Meanings):
             return False
         return event.made.argument(0, "method")[1] != Const("fork")
 
+    def _programs_of(self, setters: Iterable[tuple[Source, bool]]) -> set[Source]:
+        """
+        The files of the programs in which one of these files sets a safe start method.
+
+        A program is a file and all that it imports, by its text. Below `if __name__ == "__main__":` the call is the
+        file's own; elsewhere it is that of every file that imports it, too.
+        """
+        found: set[Source] = set()
+        for setter, guarded in setters:
+            peers = [source for source in self.sources if group(source) == group(setter)]
+            known_files = set(peers)
+            programs = {setter}
+            while not guarded:
+                above = {each for each in peers if each not in programs and not programs.isdisjoint(self.imports(each))}
+                if not above:
+                    break
+                programs |= above
+            waiting = list(programs)
+            while waiting:
+                source = waiting.pop()
+                if source in known_files and source not in found:
+                    found.add(source)
+                    waiting += self.imports(source)
+        return found
+
     def forks_by_default(self, function: Function) -> bool:
         """
-        Whether the project of this function leaves the start method of multiprocessing as it is, or makes it fork.
+        Whether the program of this function leaves the start method of multiprocessing as it is, or makes it fork.
         """
-        return group(function.module.source) not in self.safe_groups
+        return function.module.source not in self.safe
 
     def _drop_strangers(self) -> None:
         """

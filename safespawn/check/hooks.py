@@ -66,7 +66,7 @@ def _hooks(project: Project) -> Iterator[tuple[str, Function, Step | None, Meani
     """
     for module in project.modules.values():
         for function in module.functions:
-            if function.name == "__del__" and function.cls is not None:
+            if function.name == "__del__" and function.cls is not None and function.runs == "called":
                 yield "__del__", function, None, function
             for step in project.facts[function].steps if function in project.facts else ():
                 made = step.event.made

@@ -61,6 +61,7 @@ class Meanings:
                 self._by_name[source.other_name].append(source)
         self._tops = {name.partition(".")[0] for name in self._by_name}
         self._tried: set[Source] = set()
+        self._imports: dict[Source, frozenset[Source]] = {}
         self._meanings: dict[int, tuple[Value, Meaning | None]] = {}
         self._lineages: dict[Class, list[Class | External | None]] = {}
 
@@ -201,6 +202,22 @@ class Meanings:
         if len(found) > 1 and beside is not None:
             found = [source for source in found if source.root == beside.root]
         return self.modules.get(found[0]) if len(found) == 1 else None
+
+    def imports(self, source: Source) -> frozenset[Source]:
+        """
+        The files that the import statements of a file name, by its text.
+        """
+        found = self._imports.get(source)
+        if found is None:
+            # One that two files go by leads to the one beside it, as in `_module`.
+            named = {name: self._by_name[name] for name in source.imports if name in self._by_name}
+            found = self._imports[source] = frozenset(
+                each
+                for several in named.values()
+                for each in several
+                if each is not source and (len(several) == 1 or each.root == source.root)
+            )
+        return found
 
     def unread(self, path: str) -> Source | None:
         """

@@ -3,7 +3,8 @@ SPN301: in one function, a thread is started and then, while it may run, this pr
 
 Steps are taken in the order of the text. Two branches of one `if` do not follow each other, and what stands after a
 branch that returned does not follow that branch. A thread that was joined before, or whose `with` block has ended, is
-gone. Threads that a pool of multiprocessing starts for itself are not counted.
+gone. Threads that a pool of multiprocessing starts for itself are not counted, nor what a function that is called does
+only under a condition, other than "if not yet".
 
 Runs in: the checker, any thread. Pure.
 """
@@ -31,7 +32,7 @@ def check(project: Project, function: Function) -> Iterator[Finding]:
     if Effect.THREAD not in facts.witness or Effect.FORKS not in facts.witness:
         return
     for index, later in enumerate(facts.steps):
-        if not project.does(later, Effect.FORKS):
+        if not project.surely(later, Effect.FORKS):
             continue
         start = _running_thread(project, function, facts.steps, index)
         if start is not None:
@@ -45,7 +46,8 @@ def check(project: Project, function: Function) -> Iterator[Finding]:
 def _running_thread(project: Project, function: Function, steps: list[Step], index: int) -> Step | None:
     later = steps[index]
     for position, start in enumerate(steps[:index]):
-        if not project.starts_lasting(start) or not follows(function, start.event, later.event):
+        sure = project.starts_lasting(start) and project.surely(start, Effect.THREAD)
+        if not sure or not follows(function, start.event, later.event):
             continue
         if not any(project.ends(start, between) for between in steps[position + 1 : index]):
             return start

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from safespawn.check.summary import Event, Function
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
 
 
 @attrs.frozen
@@ -30,12 +30,14 @@ class Rule:
         severity: Of every hit.
         title: What it flags, in a few words.
         help: What to do about it, in one line.
+        default: Whether it is reported unless somebody says otherwise; if not, only its whole code selects it.
     """
 
     code: str
     severity: Severity
     title: str
     help: str
+    default: bool = True
 
     @property
     def page(self) -> str:
@@ -65,7 +67,7 @@ RULES: dict[str, Rule] = {
             "do not wait during an import: return, and let a function that is called later collect the result",
         ),
         Rule(
-            "SPN201", "error", "fork in a project that starts threads",
+            "SPN201", "error", "fork beside threads",
             "use safespawn.Process or safespawn.Pool for Python code, safespawn.run for commands",
         ),
         Rule(
@@ -84,6 +86,11 @@ RULES: dict[str, Rule] = {
         Rule(
             "SPN205", "warning", "descriptors left open for children",
             "leave close_fds alone, and name what a child needs in pass_fds=",
+        ),
+        Rule(
+            "SPN206", "note", "fork in a project that starts threads elsewhere",
+            "see to it that no thread runs there, or use safespawn.Process, safespawn.Pool or safespawn.run",
+            default=False,
         ),
         Rule(
             "SPN301", "error", "thread started before a fork",

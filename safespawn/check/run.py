@@ -15,6 +15,7 @@ import attrs
 from safespawn.check import forks, hooks, imports, order, pipes
 from safespawn.check.graph import Project
 from safespawn.check.source import find_files, read_source
+from safespawn.check.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,7 +121,7 @@ def _check(paths: Sequence[str], config: Config) -> Result:
 
 
 def _findings(project: Project) -> Iterator[Finding]:
-    threads = forks.thread_starts(project)
+    threads = Threads(project)
     for module in project.modules.values():
         yield from imports.check(project, module)
     for function in project.facts:
