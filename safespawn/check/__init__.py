@@ -7,7 +7,7 @@ means it is silent, so a hit is worth a look. `docs/check/index.md` is for users
     names, source        what an expression may be; the files
     summary              what one file says; expressions and walk find it out
     known, meaning       what the standard library does; what a name means
-    graph                what all files together do
+    graph, reach         what all files together do; which of them are read for that
     threads              where threads are started, and what tells that one may be there
     rules                the codes; imports, forks, order, hooks and pipes say who hits which
     config, run, report  from a command line to a text

@@ -57,7 +57,7 @@ class Expressions:
     def __init__(self, module: Module) -> None:
         self.module: Module = module
         self.scope: Scope = Scope(module.body, module.names)
-        self.waiting: list[tuple[Function, tuple[Scope, ...]]] = []
+        self.waiting: list[Function] = []
         self.lines: tuple[int, int] = (1, 1)
         self.arms: tuple[tuple[int, int], ...] = ()
         self.conditions: int = 0
@@ -109,7 +109,9 @@ class Expressions:
         self.module.functions.append(function)
         nested = scope.function is not self.module.body
         outer = scope.outer if scope.cls else (*scope.outer, scope) if nested else ()
-        self.waiting.append((function, outer))
+        self.module.unread[function] = outer
+        if nested or isinstance(node, ast.Lambda):
+            self.waiting.append(function)  # part of what is being read
         return function
 
     # --- names --------------------------------------------------------------------------------------------------------

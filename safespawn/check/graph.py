@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from safespawn.check.source import Source
 
-_SPREADING = frozenset({Effect.THREAD, Effect.COMMAND, Effect.PROCESS, Effect.FORKS})  # read further files for these
-_ROUNDS = 12  # of reading more files: arbitrary; each goes one import further
-
 
 @attrs.frozen
 class Step:
@@ -81,25 +78,13 @@ class Project(Meanings):
 
     def __init__(self, sources: Iterable[Source]) -> None:
         super().__init__(sources)
-        self.failures: list[tuple[Source, Exception]] = []
         self.facts: dict[Function, Facts] = {}
         self.safe: set[Source] = set()
-        self._setters: frozenset[tuple[Source, bool]] = frozenset()
-        self._pruned: set[Module] = set()
-
-    def read(self) -> None:
-        """
-        Read what matters, and find what every function does.
-        """
-        fresh = [source for source in self.sources if source.is_relevant]
-        for _ in range(_ROUNDS):
-            for source in fresh:
-                self.load(source)
-            self.link()
-            handles = self._handles()
-            fresh = [source for source in self.sources if source not in self._tried and _may_call(source, handles)]
-            if not fresh:
-                return
+        self._safe_setters: frozenset[tuple[Source, bool]] = frozenset()
+        self._pruned: set[Function] = set()
+        self._steps: dict[Event, Step] = {}  # what was found out about an event stays so
+        self._setters: list[tuple[Source, Event]] = []
+        self._callers: dict[Function, list[tuple[Function, Step]]] = defaultdict(list)
 
     def load(self, source: Source) -> Module | None:
         """
@@ -114,9 +99,13 @@ class Project(Meanings):
             self.failures.append((source, error))
             return None
         self.modules[source] = module
-        for function in module.functions:
-            function.events = [event for event in function.events if self._may_matter(event)]
         return module
+
+    def was_tried(self, source: Source) -> bool:
+        """
+        Whether a file was parsed, or could not be.
+        """
+        return source in self._tried
 
     def _may_matter(self, event: Event) -> bool:
         """
@@ -126,74 +115,117 @@ class Project(Meanings):
         wanted = event.made is not None and "preexec_fn" in event.made.keywords
         return not top or top in self._tops or top in known.PACKAGES or wanted
 
-    def _handles(self) -> dict[str, frozenset[bytes]]:
-        """
-        By module, the words by which another file can make it do something, or get that from it by a further import.
-        """
-        active = [
-            function
-            for function, facts in self.facts.items()
-            if not _SPREADING.isdisjoint(facts.witness) and function.name not in ("<module>", "<lambda>")
-        ]
-        found: dict[str, set[bytes]] = defaultdict(set)
-        for function in active:
-            name = function.name
-            if name.startswith("__") and function.cls is not None:
-                name = function.cls.name
-            found[function.module.name].add(name.encode())
-        for _ in range(_ROUNDS):  # a module that imports such a word hands it on
-            size = sum(map(len, found.values()))
-            for module in self.modules.values():
-                for name, value in module.names.items():
-                    home, _, word = value.path.rpartition(".") if isinstance(value, Ref) else ("", "", "")
-                    if home in found and word.encode() in found[home]:
-                        found[module.name].add(name.encode())
-                for star in module.stars:
-                    found[module.name] |= found.get(star, set())
-            if sum(map(len, found.values())) == size:
-                break
-        return {name: frozenset(words) for name, words in found.items() if words}
-
     # --- from calls to effects ----------------------------------------------------------------------------------------
     def link(self) -> None:
         """
         Find what each function does: by itself, then through the others.
         """
+        self.relink()
+        self.conclude()
+
+    def relink(self) -> None:
+        """
+        Begin anew, since more files are known, and names may mean something now that meant nothing before.
+        """
         self.facts = {}
+        self._callers.clear()
         self.forget()
-        self._drop_strangers()
+        self.asked.clear()
+        functions = [each for module in self.modules.values() for each in module.functions if each.events]
+        for function in functions:
+            self._prune(function)
         setters = frozenset(
-            (module.source, event.guarded)
-            for module in self.modules.values()
-            for function in module.functions
-            for event in function.events
-            if self._sets_safe_default(event)
+            (source, event.guarded) for source, event in self._setters if self._sets_safe_default(event)
         )
-        if setters != self._setters:
-            self._setters = setters
+        if setters != self._safe_setters:
+            self._safe_setters = setters
             self.safe = self._programs_of(setters)
-        for module in self.modules.values():
-            for function in module.functions:
-                forks = self.forks_by_default(function)
-                steps = [step for event in function.events if (step := self._step(event, forks)) is not None]
-                if steps:
-                    self.facts[function] = Facts(steps)
-        self._spread()
+            self._steps.clear()
+        self._add(functions)
+        self.absorb()
+
+    def absorb(self) -> list[Function]:
+        """
+        Take in the functions that were read meanwhile.
+
+        Returns:
+            Those that are known to do something since, or to do more.
+        """
+        changed: dict[Function, None] = {}
+        while self.asked:
+            functions, self.asked = self.asked, []
+            for function in functions:
+                self._prune(function)
+            changed.update(self._add(functions))
+        return list(changed)
+
+    def _add(self, functions: Iterable[Function]) -> dict[Function, None]:
+        waiting: dict[Function, None] = {}  # in order, each once
+        for function in functions:
+            if function in self.facts:
+                continue
+            steps = self._steps_of(function)
+            if not steps:
+                continue
+            facts = self.facts[function] = Facts(steps)
+            for step in steps:
+                for effect in step.own:
+                    facts.note(effect, step, 0)
+                for callee in step.callees:
+                    self._callers[callee].append((function, step))
+                    held = self.facts.get(callee)
+                    if held is not None and held is not facts:
+                        for effect, doubt in held.doubt.items():
+                            facts.note(effect, step, doubt)
+            if facts.witness:
+                waiting[function] = None
+        return self._spread(waiting)
+
+    def _steps_of(self, function: Function) -> list[Step]:
+        forks = self.forks_by_default(function)
+        steps: list[Step] = []
+        for event in function.events:
+            step = self._steps.get(event)
+            if step is None:
+                step = self._step(event, forks)
+                if step is None:
+                    continue
+                if all(callee not in callee.module.unread for callee in step.callees):
+                    self._steps[event] = step
+            steps.append(step)
+        return steps
+
+    def _spread(self, waiting: dict[Function, None]) -> dict[Function, None]:
+        """
+        Tell the callers of these functions what they do, and the callers of those; returns all that did change.
+        """
+        changed = dict(waiting)
+        while waiting:
+            callee = next(iter(waiting))
+            del waiting[callee]
+            held = list(self.facts[callee].doubt.items())
+            for caller, step in self._callers[callee]:
+                facts = self.facts[caller]
+                news = [facts.note(effect, step, doubt) for effect, doubt in held]
+                if any(news):
+                    waiting[caller] = changed[caller] = None
+        return changed
+
+    def conclude(self) -> None:
+        """
+        Find what depends on all steps of a function: who waits for what it started, and whose threads go on.
+        """
+        waiting: dict[Function, None] = {}
         for function, facts in self.facts.items():
             pair = next(self.waits(function), None) if Effect.ENDS in facts.witness else None
-            if pair is not None:
-                facts.note(Effect.WAITS, pair[1], 0)
-        self._spread()
+            if pair is not None and facts.note(Effect.WAITS, pair[1], 0):
+                waiting[function] = None
+        self._spread(waiting)
         self._spread_lasting()
 
     def _sets_safe_default(self, event: Event) -> bool:
-        if event.made is None or not isinstance(event.callee, Ref | Attr):
-            return False
-        name = event.callee.path if isinstance(event.callee, Ref) else event.callee.name
-        if not name.endswith("set_start_method"):
-            return False
         meaning = self.resolve(event.callee)
-        if not isinstance(meaning, External) or not meaning.path.endswith(".set_start_method"):
+        if event.made is None or not isinstance(meaning, External) or not meaning.path.endswith(".set_start_method"):
             return False
         return event.made.argument(0, "method")[1] != Const("fork")
 
@@ -228,15 +260,16 @@ class Project(Meanings):
         """
         return function.module.source not in self.safe
 
-    def _drop_strangers(self) -> None:
+    def _prune(self, function: Function) -> None:
         """
-        Forget the calls of which it is now certain that they are another's and of no interest.
+        Forget the calls of which it is certain that they are another's and of no interest.
         """
-        for module in self.modules.values():
-            if module not in self._pruned:
-                self._pruned.add(module)
-                for function in module.functions:
-                    function.events = [event for event in function.events if not self._is_stranger(event)]
+        if function not in self._pruned and function not in function.module.unread:
+            self._pruned.add(function)
+            function.events = [
+                event for event in function.events if self._may_matter(event) and not self._is_stranger(event)
+            ]
+            self._setters += [(function.module.source, event) for event in function.events if _may_set_default(event)]
 
     def _is_stranger(self, event: Event) -> bool:
         if event.kind == "end" or (event.made is not None and "preexec_fn" in event.made.keywords):
@@ -267,6 +300,8 @@ class Project(Meanings):
         if isinstance(meaning, Class):
             return self._constructor(meaning)
         if isinstance(meaning, Function):
+            if meaning in meaning.module.unread and b"yield" in meaning.words:
+                self.ask(meaning)  # is it a generator? then a call alone does nothing
             runs = meaning.runs == "called" or event.consumed
             return "", (meaning,) if runs else ()
         return "", ()
@@ -318,27 +353,6 @@ class Project(Meanings):
             given, context = made.argument(4, "context")
             return own - {Effect.FORKS} if given and context != names.NOTHING else own
         return own
-
-    def _spread(self) -> None:
-        callers: dict[Function, list[tuple[Function, Step]]] = defaultdict(list)
-        waiting: dict[Function, None] = {}  # in order, each once
-        for function, facts in self.facts.items():
-            for step in facts.steps:
-                for effect in step.own:
-                    facts.note(effect, step, 0)
-                for callee in step.callees:
-                    callers[callee].append((function, step))
-            if facts.witness:
-                waiting[function] = None
-        while waiting:
-            callee = next(iter(waiting))
-            del waiting[callee]
-            held = list(self.facts[callee].doubt.items())
-            for caller, step in callers[callee]:
-                facts = self.facts[caller]
-                news = [facts.note(effect, step, doubt) for effect, doubt in held]
-                if any(news):
-                    waiting[caller] = None
 
     def _spread_lasting(self) -> None:
         active = [(f, facts) for f, facts in self.facts.items() if Effect.THREAD in facts.witness]
@@ -437,13 +451,10 @@ class Project(Meanings):
         return next((f for f in step.callees if f in self.facts and effect in self.facts[f].witness), None)
 
 
-def _may_call(source: Source, handles: dict[str, frozenset[bytes]]) -> bool:
-    for name in source.imports:
-        if name.endswith(".*") and name[:-2] in handles:
-            return True
-        if name in handles and not handles[name].isdisjoint(source.words):
-            return True
-    return False
+def _may_set_default(event: Event) -> bool:
+    callee = event.callee
+    name = callee.path if isinstance(callee, Ref) else callee.name if isinstance(callee, Attr) else ""
+    return name.endswith("set_start_method")
 
 
 def _base(function: Function) -> str:

@@ -36,13 +36,18 @@ def read_more(project: Project) -> None:
     Read the files that hooks reach and that may log or take a lock.
     """
     for _ in range(_ROUNDS):
-        fresh = [project.load(source) for source in _reached(project)]
-        if not any(fresh):
+        asked, sources = _reached(project)
+        fresh = [project.load(source) for source in sources]
+        if not asked and not any(fresh):
             return
         project.link()
 
 
-def _reached(project: Project) -> list[Source]:
+def _reached(project: Project) -> tuple[bool, list[Source]]:
+    """
+    Follow the hooks: whether functions were read for the first time, and the files to read.
+    """
+    asked = False
     seen: set[Function] = set()
     waiting = [meaning for _, _, _, meaning in _hooks(project) if isinstance(meaning, Function)]
     found: dict[Source, None] = {}
@@ -51,13 +56,14 @@ def _reached(project: Project) -> list[Source]:
         if function in seen:
             continue
         seen.add(function)
+        asked = project.ask(function) or asked
         for event in function.events:
             path, callees = project.callees(event)
             waiting += callees
             source = None if path or callees else project.unread(root(event.callee))
             if source is not None and source.may_log_or_lock:
                 found[source] = None
-    return list(found)
+    return asked, list(found)
 
 
 def _hooks(project: Project) -> Iterator[tuple[str, Function, Step | None, Meaning | None]]:

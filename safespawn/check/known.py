@@ -41,11 +41,25 @@ _COMMAND = frozenset({Effect.COMMAND})
 _ENDS = frozenset({Effect.ENDS})
 _LOGS = frozenset({Effect.LOGS})
 _LOCKS = frozenset({Effect.LOCKS})
+_ACTS = frozenset({Effect.THREAD, Effect.COMMAND, Effect.PROCESS, Effect.FORKS, Effect.ENDS})
 
 # The packages that any of the tables below has a name of.
 PACKAGES = frozenset(
     "_thread anyio apscheduler asyncio billiard concurrent logging multiprocess multiprocessing os posix pty "
     "prometheus_client safespawn signal six socket subprocess subprocess32 thread threading torch trio watchdog".split()
+)
+
+# A function without any of these words does nothing of what the rules are about, unless it calls one that does.
+WORDS = frozenset(
+    word.encode()
+    for word in (
+        "threading _thread Thread Timer start_new_thread start_new start_joinable_thread ThreadPool to_thread "
+        "ThreadPoolExecutor ProcessPoolExecutor concurrent QueueListener BackgroundScheduler Observer "
+        "start_http_server multiprocessing multiprocess billiard subprocess subprocess32 Popen popen system "
+        "fork forkpty pty posix_spawn posix_spawnp spawnl spawnle spawnlp spawnlpe spawnv spawnve spawnvp spawnvpe "
+        "open_process run_process create_subprocess_exec create_subprocess_shell "
+        "preexec_fn pass_fds close_fds set_inheritable register_at_fork signal safespawn global"
+    ).split()
 )
 
 # --- one name for each thing ------------------------------------------------------------------------------------------
@@ -115,6 +129,22 @@ def canonical(path: str) -> str:
     if words[0] == "multiprocessing" and len(words) > 1 and words[1] in _MP_NAMES:
         return ".".join(["mp:default", *words[1:]])
     return path
+
+
+# Of these packages only what the tables name is of interest; of the others everything.
+_WIDE = frozenset({"anyio", "asyncio", "logging", "os", "posix", "signal", "six", "socket", "torch", "trio"})
+_HOOKS = frozenset({"os.register_at_fork", "os.set_inheritable", "signal.signal"})
+
+
+def is_of_interest(path: str) -> bool:
+    """
+    Whether a function that has a name for *path* can do anything of what the rules are about.
+    """
+    top = path.partition(".")[0]
+    if top not in PACKAGES:
+        return False
+    path = canonical(path)
+    return top not in _WIDE or path.startswith("mp:") or path in _HOOKS or not effects_of(path).isdisjoint(_ACTS)
 
 
 def display(path: str) -> str:
@@ -227,6 +257,13 @@ def effects_of(path: str) -> frozenset[Effect]:
             return frozenset({Effect.PROCESS, Effect.FORKS} if forks else {Effect.PROCESS})
         return _ENDS if rest in _PROCESS_ENDS else NONE
     return _TABLE.get(path, NONE)
+
+
+def is_started(path: str) -> bool:
+    """
+    Whether the objects of a class are threads or processes, which have a method `start`.
+    """
+    return path in _THREADS or (path.startswith("mp:") and path.endswith((".Process", ".BaseManager")))
 
 
 def is_relevant(path: str) -> bool:

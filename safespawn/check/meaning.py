@@ -6,6 +6,7 @@ Runs in: the checker, any thread. Pure; must never import or execute what it is 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeAlias
@@ -64,6 +65,23 @@ class Meanings:
         self._imports: dict[Source, frozenset[Source]] = {}
         self._meanings: dict[int, tuple[Value, Meaning | None]] = {}
         self._lineages: dict[Class, list[Class | External | None]] = {}
+        self._fields_asked: set[tuple[Class, str]] = set()
+        self.asked: list[Function] = []
+        self.failures: list[tuple[Source, Exception]] = []
+
+    def ask(self, function: Function) -> bool:
+        """
+        Read the body of a function of the project, because somebody needs to know; False if that was done before.
+        """
+        try:
+            read = function.module.read(function)
+            self.asked += read
+            return bool(read)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            if all(source is not function.module.source for source, _ in self.failures):
+                self.failures.append((function.module.source, error))
+            function.module.unread.pop(function, None)
+            return True
 
     def forget(self) -> None:
         """
@@ -106,7 +124,10 @@ class Meanings:
             return External(known.result_of(maker.path, value), value)
         if isinstance(maker, Class):
             return Instance(maker)
-        if isinstance(maker, Function) and maker.runs == "called":
+        if isinstance(maker, Function):
+            self.ask(maker)
+            if maker.runs != "called":
+                return None
             known_results = [each for each in maker.returns if each != names.NOTHING]
             if len(known_results) == 1:
                 return self.resolve(known_results[0], depth)
@@ -158,11 +179,24 @@ class Meanings:
             elif name in each.members:
                 found = self.resolve(each.members[name], depth)
                 if isinstance(found, Function) and found.is_property and bound:
+                    self.ask(found)
                     return self.resolve(found.returns[0], depth) if len(found.returns) == 1 else None
                 return found
-            elif bound and name in each.fields:
+            elif bound and self._has_field(each, name):
                 return self.resolve(each.fields[name], depth)
         return None
+
+    def _has_field(self, cls: Class, name: str) -> bool:
+        """
+        Whether methods of a class assign to this attribute; those that may, by their text, are read for it.
+        """
+        if (cls, name) not in self._fields_asked:
+            self._fields_asked.add((cls, name))
+            word = name.encode()
+            for function in [each for each in cls.module.unread if each.cls is cls and word in each.words]:
+                if re.search(rb"\.%b\s*(?:[=:,)]|[^\w\s.(\[]=)" % re.escape(word), function.text):
+                    self.ask(function)
+        return name in cls.fields
 
     def _in_module(self, module: Module, name: str, depth: int) -> Meaning | None:
         if name in module.names:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from safespawn.check import forks, hooks, imports, order, pipes
+from safespawn.check import forks, hooks, imports, order, pipes, reach
 from safespawn.check.graph import Project
 from safespawn.check.source import find_files, read_source
 from safespawn.check.threads import Threads
@@ -106,7 +106,7 @@ def _check(paths: Sequence[str], config: Config) -> Result:
         except OSError as problem:
             failures.append(Failure(path, 1, 1, f"cannot be read: {problem.strerror or problem}"))
     project = Project(sources)
-    project.read()
+    reach.read(project)
     hooks.read_more(project)
     by_path = {source.path: source for source in sources}
     findings: list[tuple[Finding, int]] = []

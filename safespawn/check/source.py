@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from safespawn.check.outline import outline, parse_function, words_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from collections.abc import Set as AbstractSet
 
 SKIPPED_FOLDERS = frozenset(
     {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "node_modules", "__pycache__", "build", "dist"}
@@ -38,7 +41,6 @@ _LOGS_OR_LOCKS = re.compile(rb"logging|Lock|Semaphore|Condition")
 _IMPORTS = re.compile(
     rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n]*)|import[ \t]+([^\n]*))", re.MULTILINE
 )
-_WORD = re.compile(rb"\w+")
 _NAME = re.compile(r"\w+")
 _NOQA = re.compile(r"#\s*noqa(?P<codes>\s*:\s*[A-Za-z][A-Za-z0-9]*(?:[,\s]+[A-Z][A-Z]*[0-9]+)*)?", re.IGNORECASE)
 _CODE = re.compile(r"[A-Za-z]+[0-9]+")
@@ -67,6 +69,8 @@ class Source:
     _noqa: dict[int, frozenset[str] | None] | None = attrs.field(default=None, init=False, repr=False)
     _imports: frozenset[str] | None = attrs.field(default=None, init=False, repr=False)
     _words: frozenset[bytes] | None = attrs.field(default=None, init=False, repr=False)
+    cut: dict[int, bytes] = attrs.field(factory=dict, init=False, repr=False)
+    _lines: list[bytes] | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def is_relevant(self) -> bool:
@@ -115,8 +119,17 @@ class Source:
         All words of its text.
         """
         if self._words is None:
-            self._words = frozenset(_WORD.findall(self.data))
+            self._words = words_of(self.data)
         return self._words
+
+    @property
+    def lines(self) -> list[bytes]:
+        """
+        Its lines, as the parser counts them, each with its end.
+        """
+        if self._lines is None:
+            self._lines = self.data.splitlines(keepends=True)
+        return self._lines
 
     def absolute(self, name: str) -> str:
         """
@@ -131,18 +144,43 @@ class Source:
         parts = parts[: len(parts) - up] if up <= len(parts) else []
         return ".".join([*parts, *([rest] if rest else [])])
 
-    def parse(self) -> ast.Module:
+    def parse(self, wanted: AbstractSet[bytes]) -> ast.Module:
         """
-        Its syntax tree.
+        Its syntax tree, but for the bodies of functions that have none of the wanted words: `body_of` has those.
 
         Raises:
             SyntaxError: It is not Python, or not of a version that this interpreter knows.
             ValueError: It holds what no source may hold.
             RecursionError, MemoryError: It is nested too deeply.
         """
+        text, self.cut = outline(self.data, wanted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape sequence is another tool's affair
+            if self.cut:
+                try:
+                    return ast.parse(text, self.path)
+                except SyntaxError:
+                    self.cut = {}
             return ast.parse(self.data, self.path)
+
+    def body_of(self, line: int) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+        """
+        The syntax tree of the function that `parse` has cut at this line; None if it has not.
+
+        Raises:
+            SyntaxError, ValueError, RecursionError, MemoryError: As `parse`.
+        """
+        text = self.cut.pop(line, None)
+        if text is None:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return parse_function(text, line, self.path)
+            except SyntaxError:
+                whole = ast.parse(self.data, self.path)
+        functions = (each for each in ast.walk(whole) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+        return next((each for each in functions if each.lineno == line), None)
 
     def is_silenced(self, code: str, lines: Iterable[int]) -> bool:
         """
@@ -161,7 +199,7 @@ class Source:
         """
         The column, from 1 and in characters, of a byte offset as `ast` gives it.
         """
-        lines = self.data.splitlines()
+        lines = self.lines
         if not 0 < line <= len(lines):
             return offset + 1
         return len(lines[line - 1][:offset].decode("utf-8", "replace")) + 1

@@ -3,7 +3,8 @@ What one file says: its functions and classes, and for each function the calls t
 
 A module's body is a function as well, the one that an import calls. Each call is an `Event`: what is called, as a
 value of `names`, where, and under which conditions. What a call *does* is not decided here, but in `graph`, when
-all files are known.
+all files are known. Most functions have nothing to do with processes and threads: the body of one is read when it has
+a word of interest, or when somebody asks for it (`Module.unread`).
 
 Runs in: the checker, any thread. Pure; must never import or execute what it reads.
 """
@@ -15,7 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from safespawn.check.outline import words_of
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from safespawn.check.expressions import Scope
     from safespawn.check.names import Made, Value
     from safespawn.check.source import Source
 
@@ -88,6 +94,7 @@ class Function:
     returns: list[Value | None] = attrs.field(factory=list)
     ended: set[Arm] = attrs.field(factory=set)
     runs: Literal["called", "awaited", "iterated"] = "called"
+    _words: frozenset[bytes] | None = attrs.field(default=None, init=False)
 
     @property
     def line(self) -> int:
@@ -95,6 +102,26 @@ class Function:
         Where it is defined.
         """
         return getattr(self.node, "lineno", 1)
+
+    @property
+    def text(self) -> bytes:
+        """
+        Its source, without decorators.
+        """
+        cut = self.module.source.cut.get(self.line)
+        if cut is not None:
+            return cut
+        lines = self.module.source.lines
+        return b"" if isinstance(self.node, ast.Module) else b"".join(lines[self.line - 1 : self.node.end_lineno])
+
+    @property
+    def words(self) -> frozenset[bytes]:
+        """
+        All words of its text.
+        """
+        if self._words is None:
+            self._words = words_of(self.text)
+        return self._words
 
     @property
     def is_property(self) -> bool:
@@ -137,6 +164,8 @@ class Module:
         stars: Modules of which it imports everything.
         functions: All of its functions, at any depth, the body first.
         classes: All of its classes.
+        unread: Functions whose bodies were not read yet, with the scopes around them.
+        wanted: The words of interest: what has one is read.
     """
 
     source: Source
@@ -146,6 +175,9 @@ class Module:
     stars: list[str] = attrs.field(factory=list)
     functions: list[Function] = attrs.field(factory=list)
     classes: list[Class] = attrs.field(factory=list)
+    unread: dict[Function, tuple[Scope, ...]] = attrs.field(factory=dict)
+    wanted: set[bytes] = attrs.field(factory=set)
+    reader: Callable[[Function], list[Function]] | None = None
 
     def __attrs_post_init__(self) -> None:
         self.body = Function("<module>", self.source.module, self, self.tree)
@@ -157,3 +189,9 @@ class Module:
         Its dotted name.
         """
         return self.source.module
+
+    def read(self, function: Function) -> list[Function]:
+        """
+        Read the body of a function, and of those in it; returns them, and none if that was done before.
+        """
+        return self.reader(function) if function in self.unread and self.reader is not None else []

@@ -2,7 +2,8 @@
 Reads a syntax tree once, statement by statement, into a `summary.Module`.
 
 It keeps what each name holds at each point: branches are walked apart and joined, loops are walked once. A function's
-body is walked after the body that holds it, with the names as they are at the end of that one.
+body is walked after the body that holds it, with the names as they are at the end of that one; a function or method
+of the top level when it is asked for.
 
 Runs in: the checker, any thread. Pure; must never import or execute what it reads.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from safespawn.check import names
+from safespawn.check import known, names
 from safespawn.check.expressions import Expressions, Scope, joined, span
 from safespawn.check.names import Def, Many, Ref, Self
 from safespawn.check.summary import Class, Event, Function, Module
@@ -31,13 +32,15 @@ _LEAVING = frozenset(
 
 def summarise(source: Source) -> Module:
     """
-    Parse one file and say what is in it.
+    Parse one file and say what its body does; its functions are listed, and read on request.
 
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: As `Source.parse`.
     """
-    module = Module(source, source.parse())
-    _Walker(module).walk()
+    module = Module(source, source.parse(known.WORDS))
+    walker = _Walker(module)
+    walker.walk()
+    module.reader = walker.read
     return module
 
 
@@ -46,11 +49,23 @@ class _Walker(Expressions):
 
     def walk(self) -> None:
         self.body(self.module.tree.body)
+        self.walk_waiting()
+
+    def read(self, function: Function) -> list[Function]:
+        function.node = self.module.source.body_of(function.line) or function.node
+        self.waiting.append(function)
+        return self.walk_waiting()
+
+    def walk_waiting(self) -> list[Function]:
+        done: list[Function] = []
         while self.waiting:
-            function, outer = self.waiting.pop(0)
+            function = self.waiting.pop(0)
+            done.append(function)
+            outer = self.module.unread.pop(function)
             self.scope = Scope(function, {}, outer, owner=function.cls)
             self.arms, self.conditions, self.guarded = (), 0, False
             self.function_body(function)
+        return done
 
     def function_body(self, function: Function) -> None:
         node = function.node
