@@ -35,6 +35,8 @@ _ATTRIBUTE = "_safespawn_started_at"
 _STDLIB = threading.current_thread.__code__.co_filename.rpartition("/")[0] + "/"
 _OURS = __file__.rpartition("/")[0] + "/"
 _OURS_OR_FROZEN = (_OURS, "<frozen ")
+_REMEMBERED = 1000  # files; arbitrary, more than most programs have that start threads
+_answers: dict[str, bool] = {}
 
 
 def is_library(file: str) -> bool:
@@ -43,9 +45,14 @@ def is_library(file: str) -> bool:
 
     Third-party packages count as user code: which package starts a thread is just what is asked.
     """
-    if file.startswith(_OURS_OR_FROZEN):
-        return True
-    return file.startswith(_STDLIB) and "/site-packages/" not in file and "/dist-packages/" not in file
+    answer = _answers.get(file)
+    if answer is None:
+        answer = file.startswith(_OURS_OR_FROZEN) or (
+            file.startswith(_STDLIB) and "/site-packages/" not in file and "/dist-packages/" not in file
+        )
+        if len(_answers) < _REMEMBERED:
+            _answers[file] = answer
+    return answer
 
 
 def user_place(frame: FrameType | None) -> Place | None:
