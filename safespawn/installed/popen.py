@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from safespawn._core.child import is_inheritable
 from safespawn.errors import ClosedError, SpawnLost
+from safespawn.installed import again
 from safespawn.installed.preexec import recognise
 from safespawn.process import Popen as Held
 
@@ -79,6 +80,8 @@ class Popen(subprocess.Popen[Any]):
             return
         restore_signals, gid, gids, uid, umask, start_new_session, process_group = rest[6:]
         command, options = self._command(args, shell=bool(shell)), self._options
+        if not shell and executable is None:
+            command = again.command(command, cwd, env)
         for name, value in zip(("stdin", "stdout", "stderr"), self._wanted, strict=True):
             options[name] = value
         options.update(

@@ -135,6 +135,11 @@ def execute(command: Command) -> int:
         SystemExit: The program's own.
         KeyboardInterrupt: Ctrl-C has ended it; it has been shown.
     """
+    from safespawn.installed import again
+
+    file = os.path.abspath(command.what) if command.kind == "script" else ""
+    module = command.what if command.kind == "module" else ""
+    again.running[:] = [again.Program(file, module, command.arguments, command.guard)]
     _kept.append(sys.modules["__main__"])
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=builtins, __annotations__={}, __loader__=BuiltinImporter)

@@ -203,3 +203,26 @@ def test_a_daemon_thread_that_runs_commands_when_the_program_ends(tmp_path):
     (tmp_path / "daemon.py").write_text(code)
     for _ in range(5):
         assert outcome(*EXEC, str(tmp_path / "daemon.py")) == (0, "", "")
+
+
+def test_a_loader_of_batches_works():
+    """Workers with queues, a thread that takes batches out, one that logs: all in order, and every worker ends."""
+    census = Census()
+    code, out, err = outcome(
+        "-m", "safespawn", "exec", "--guard", "error", os.path.join(PROGRAMS, "exec_loader.py"), "4"
+    )
+    assert (code, out) == (0, "[0, 0, 0]\n85344\n" * 2)
+    assert set(err.splitlines()) == {"chatter", *(f"batch {number}" for number in range(16))}
+    assert census.gone(5.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("how", "second"), [("script", "safespawn"), ("module", "safespawn"), ("worker", "subprocess")]
+)
+def test_a_program_that_starts_itself_again(how, second):
+    """A reloader's copy of the program, with the same arguments, is under exec as well; with others it is a command."""
+    program = ["-m", "exec_again"] if how == "module" else ["exec_again.py"]
+    code, out, err = outcome(*EXEC, *program, how, cwd=PROGRAMS)
+    assert (code, err) == (3, "")
+    arguments = ["other"] if how == "worker" else [how]
+    assert out == f"safespawn {[how]}\n{second} {arguments}\n"
