@@ -2,7 +2,6 @@
 What the order guard costs a program that does nothing wrong.
 """
 
-import sys
 import threading
 import time
 
@@ -33,14 +32,16 @@ def measure(*, quick: bool, resident_mib: int) -> list[Figure]:
         each.join()
     _watch.end(layer)
     return [
-        Figure("an audited event that is none of ours", (after - before) * MICRO, "us", "<= 0.5", "more than before"),
+        Figure(
+            "an audited event that is none of ours, id()", (after - before) * MICRO, "us", "<= 0.5", "more than before"
+        ),
         Figure("the start of a thread", (recorded - bare) * MICRO, "us", "<= 2", f"of {whole * MICRO:.0f}"),
         Figure("the record of a fork with 20 threads", record * MICRO, "us", "<= 40"),
     ]
 
 
 def audit_event() -> None:
-    sys.audit("bench.event", 1)
+    id(TITLE)  # of what is audited, what programs do most
 
 
 def start_of_a_thread(rounds: int) -> tuple[float, float]:

@@ -229,16 +229,14 @@ def _record() -> None:
         known: dict[int, Any] = private._active.copy()  # noqa: SLF001 - enumerate() takes a lock
         seen: list[Any] = []  # one flat list: most of the time goes into making objects
         add = seen.append
-        frame: FrameType | None
-        for ident, frame in stacks.items():
+        for ident, top in stacks.items():
             add(ident)
-            if ident == own and frame is not None:
-                frame = frame.f_back  # noqa: PLW2901 - not this function
+            frame: FrameType | None = top.f_back if ident == own else top  # not this function
             left = FRAMES
             while left and frame is not None:
                 add(frame.f_code)
                 add(frame.f_lasti)  # its line is found when somebody asks
-                frame = frame.f_back  # noqa: PLW2901
+                frame = frame.f_back
                 left -= 1
         records.append(ForkRecord(own, known, seen))
     finally:
