@@ -53,8 +53,8 @@ PACKAGES = frozenset(
 WORDS = frozenset(
     word.encode()
     for word in (
-        "threading _thread Thread Timer start_new_thread start_new start_joinable_thread ThreadPool to_thread "
-        "ThreadPoolExecutor ProcessPoolExecutor concurrent QueueListener BackgroundScheduler Observer "
+        "Thread Timer start_new_thread start_new start_joinable_thread ThreadPool to_thread "
+        "ThreadPoolExecutor ProcessPoolExecutor QueueListener BackgroundScheduler Observer "
         "start_http_server multiprocessing multiprocess billiard subprocess subprocess32 Popen popen system "
         "fork forkpty pty posix_spawn posix_spawnp spawnl spawnle spawnlp spawnlpe spawnv spawnve spawnvp spawnvpe "
         "open_process run_process create_subprocess_exec create_subprocess_shell "
@@ -132,7 +132,9 @@ def canonical(path: str) -> str:
 
 
 # Of these packages only what the tables name is of interest; of the others everything.
-_WIDE = frozenset({"anyio", "asyncio", "logging", "os", "posix", "signal", "six", "socket", "torch", "trio"})
+_WIDE = frozenset(
+    "_thread anyio asyncio concurrent logging os posix signal six socket thread threading torch trio".split()
+)
 _HOOKS = frozenset({"os.register_at_fork", "os.set_inheritable", "signal.signal"})
 
 
@@ -144,7 +146,9 @@ def is_of_interest(path: str) -> bool:
     if top not in PACKAGES:
         return False
     path = canonical(path)
-    return top not in _WIDE or path.startswith("mp:") or path in _HOOKS or not effects_of(path).isdisjoint(_ACTS)
+    if top not in _WIDE or path.startswith("mp:") or path in _HOOKS:
+        return True
+    return path.partition("()")[0] in _MAKERS or not effects_of(path).isdisjoint(_ACTS)
 
 
 def display(path: str) -> str:
@@ -257,6 +261,9 @@ def effects_of(path: str) -> frozenset[Effect]:
             return frozenset({Effect.PROCESS, Effect.FORKS} if forks else {Effect.PROCESS})
         return _ENDS if rest in _PROCESS_ENDS else NONE
     return _TABLE.get(path, NONE)
+
+
+_MAKERS = frozenset(path.partition("()")[0] for path, what in _TABLE.items() if "()" in path and what & _ACTS)
 
 
 def is_started(path: str) -> bool:

@@ -71,6 +71,17 @@ HITS = {
         listener = QueueListener(queue)
         listener.start()  # SPN101
     """,
+    "SPN101 by a function with a listener": """
+        import logging.handlers as h
+        from threading import Thread as T
+        listener, other = h.QueueListener(queue), T(target=print)
+        def go():
+            listener.start()
+        def come():
+            other.start()
+        go()  # SPN101
+        come()  # SPN101
+    """,
     "SPN101 by a subclass": """
         import threading
         class Beat(threading.Thread):
