@@ -340,9 +340,10 @@ def start(
             os.close(report_r)
             raise
         os.close(report_w)
-        said = b""
-        while part := os.read(report_r, _ERROR_BYTES):  # it writes in pieces; nothing, once it has exec'ed
-            said += part
+        said = piece = os.read(report_r, _ERROR_BYTES)  # nothing, once it has exec'ed
+        while piece:
+            piece = os.read(report_r, _ERROR_BYTES)
+            said += piece
         os.close(report_r)
         if not said:
             return pid
