@@ -244,7 +244,12 @@ class Meanings:
         found = self._imports.get(source)
         if found is None:
             # One that two files go by leads to the one beside it, as in `_module`.
-            named = {name: self._by_name[name] for name in source.imports if name in self._by_name}
+            # A file os.py in the folder that was given is not what `import os` means, as in `find`.
+            named = {
+                name: self._by_name[name]
+                for name in source.imports
+                if name in self._by_name and name.partition(".")[0] not in sys.stdlib_module_names
+            }
             found = self._imports[source] = frozenset(
                 each
                 for several in named.values()

@@ -593,6 +593,13 @@ def test_a_fork_that_a_thread_comes_to_is_found(tmp_path: Path) -> None:
     assert hits(tmp_path, app=app.replace("middle.again", "print")) == set()
 
 
+def test_a_file_named_as_a_standard_module_is_not_what_others_import(tmp_path: Path) -> None:
+    """`import signal` beside a package's own signal.py, which forks, is no sign that threads and that fork meet."""
+    (tmp_path / "__init__.py").touch()
+    assert hits(tmp_path, signal=ARBITER, worker="import signal\n" + LATE) == set()
+    assert hits(tmp_path, worker="from . import signal\n" + LATE) == {("signal", 5, "SPN201")}
+
+
 SPAWN = """
     import multiprocessing
     import shared
