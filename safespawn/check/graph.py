@@ -153,7 +153,8 @@ class Project(Meanings):
         """
         changed: dict[Function, None] = {}
         while self.asked:
-            functions, self.asked = self.asked, []
+            functions = list(self.asked)
+            self.asked.clear()
             for function in functions:
                 self._prune(function)
             changed.update(self._add(functions))
