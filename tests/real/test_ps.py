@@ -181,18 +181,19 @@ def test_many_readers_hold_nobody_up():
 
 def test_the_command_prints_tables_and_json(capsys):
     """`ps` prints a table for each application, `--json` the same for programs, `top --count` the table again."""
-    with safespawn.Pool(1, name="printed") as pool:
+    name = f"printed{os.getpid()}"  # other tests may run beside these
+    with safespawn.Pool(1, name=name) as pool:
         pool.apply(abs, (-1,))
         assert cli.main(["ps", "--json"]) == 0
         (found,) = [each for each in json.loads(capsys.readouterr().out)["applications"] if each["pid"] == os.getpid()]
-        assert "printed-0" in {row["name"] for row in found["rows"]}
+        assert f"{name}-0" in {row["name"] for row in found["rows"]}
         assert cli.main(["ps"]) == 0
         out = capsys.readouterr().out
         assert "KIND" in out
-        assert "    printed-0" in out
+        assert f"    {name}-0" in out
         assert cli.main(["top", "--count", "2", "--interval", "0.1"]) == 0
         out = capsys.readouterr().out
-        assert out.count("    printed-0") == 2
+        assert out.count(f"    {name}-0") == 2
 
 
 def test_rich_draws_the_same_rows():
