@@ -159,6 +159,8 @@ class Zygote(Generation):
             return
         self.exit_status()
         self.closed = True
+        if not is_readable(self.pidfd):
+            _tell(self.pidfd, signal.SIGCONT)  # stopped: once awake it sees that its warden has gone, and ends all
         self.trim()
         self.control.close()
         for fd in (self.pidfd, self.warden_fd, self.output_fd):
