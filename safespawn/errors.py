@@ -43,7 +43,8 @@ All constructors end with the keywords *known* and *help*, told once, at Safespa
 # ├── ProtocolError                  (RuntimeError)
 # │   ├── LocalProtocolError         our own side broke the rules
 # │   └── RemoteProtocolError        the other side did
-# └── those of pools                 pool_errors.py has the tree; they are found here too: errors.WorkerDied
+# └── those of pools, of children    pool_errors.py and child_errors.py have the trees; they are found here too:
+#                                    errors.WorkerDied, errors.ChildFailed
 #
 # UserWarning
 # └── ThreadOrderWarning             what OrderError says, under the policy "warn"
@@ -65,6 +66,10 @@ if TYPE_CHECKING:
     from resource import struct_rusage
     from typing import Any, ClassVar
 
+    from safespawn.child_errors import ChildError as ChildError
+    from safespawn.child_errors import ChildFailed as ChildFailed
+    from safespawn.child_errors import ChildNotReady as ChildNotReady
+    from safespawn.child_errors import ChildrenGaveUp as ChildrenGaveUp
     from safespawn.pool_errors import CrashLoop as CrashLoop
     from safespawn.pool_errors import InitializerFailed as InitializerFailed
     from safespawn.pool_errors import MainReentered as MainReentered
@@ -730,11 +735,16 @@ _OF_POOLS = (
     "RemoteTraceback TaskCancelled TaskTimeout UnpicklableResult UnpicklableTask WaitInCallback WorkerDied "
     "WorkerMemoryExceeded WrongLoop"
 ).split()
+_OF_CHILDREN = ("ChildError", "ChildFailed", "ChildNotReady", "ChildrenGaveUp")
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Find the errors of pools, whose standard bases cost 20 ms to import, when they are first wanted."""
+        """Find the errors of pools, whose standard bases cost 20 ms to import, and of children, when first wanted."""
+        if name in _OF_CHILDREN:
+            from safespawn import child_errors
+
+            return getattr(child_errors, name)
         if name not in _OF_POOLS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from safespawn import pool_errors

@@ -144,12 +144,13 @@ def test_a_subclass_with_another_constructor_is_copied():
 
 def test_the_anchors_are_all_in_use():
     """docs/errors.md has one section for each slug, and none for anything else."""
-    from safespawn import pool_errors
+    from safespawn import child_errors, pool_errors
 
     pools = {
         c.slug
-        for c in vars(pool_errors).values()
-        if getattr(c, "__module__", "") == pool_errors.__name__ and hasattr(c, "slug")
+        for module in (child_errors, pool_errors)
+        for c in vars(module).values()
+        if getattr(c, "__module__", "") == module.__name__ and hasattr(c, "slug")
     }
     text = DOCS.read_text(encoding="utf-8")
     sections = [line[3:] for line in text.splitlines() if line.startswith("## ")]

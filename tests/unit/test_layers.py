@@ -69,8 +69,8 @@ def layer_of(module: str) -> str | None:
         return "wire" if parts[1:] == ["wire"] else "_zygote"
     if parts[0] in ("_core", "_drive", "_worker", "errors"):
         return parts[0]
-    if parts[0] == "pool_errors":
-        return "errors"  # a file of its own only because its standard bases cost 20 ms
+    if parts[0] in ("pool_errors", "child_errors"):
+        return "errors"  # files of their own: the standard bases of one cost 20 ms, the other is seldom wanted
     if parts[0] in TOOLS:
         return "tool"
     return None if parts[0].startswith("_") and len(parts) > 1 else "face"
