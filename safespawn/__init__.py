@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from safespawn import errors as errors
+    from safespawn import events as events
     from safespawn import guard as guard
+    from safespawn._core.restart import Backoff as Backoff
     from safespawn._core.status import CompletedProcess as CompletedProcess
     from safespawn._functions import acheck_output as acheck_output
     from safespawn._functions import arun as arun
@@ -24,9 +26,18 @@ if TYPE_CHECKING:
     from safespawn._functions import statistics as statistics
     from safespawn._worker.carried import Returned as Returned
     from safespawn._worker.current import current_worker as current_worker
+    from safespawn._worker.within import beat as beat
+    from safespawn._worker.within import ready as ready
+    from safespawn._worker.within import stop_requested as stop_requested
     from safespawn.apool import AsyncPool as AsyncPool
     from safespawn.aprocess import AsyncProcess as AsyncProcess
     from safespawn.aprocess import aopen_process as aopen_process
+    from safespawn.asupervisor import AsyncChild as AsyncChild
+    from safespawn.asupervisor import AsyncSupervisor as AsyncSupervisor
+    from safespawn.child_errors import ChildFailed as ChildFailed
+    from safespawn.child_errors import ChildNotReady as ChildNotReady
+    from safespawn.child_errors import ChildrenGaveUp as ChildrenGaveUp
+    from safespawn.children import Child as Child
     from safespawn.context import Process as Process
     from safespawn.context import get_context as get_context
     from safespawn.errors import CalledProcessError as CalledProcessError
@@ -67,9 +78,16 @@ STDOUT = -2
 DEVNULL = -3
 
 _HOMES = {
+    "AsyncChild": "asupervisor",
     "AsyncPool": "apool",
     "AsyncProcess": "aprocess",
+    "AsyncSupervisor": "asupervisor",
+    "Backoff": "_core.restart",
     "CalledProcessError": "errors",
+    "Child": "children",
+    "ChildFailed": "child_errors",
+    "ChildNotReady": "child_errors",
+    "ChildrenGaveUp": "child_errors",
     "CompletedProcess": "_core.status",
     "CrashLoop": "pool_errors",
     "Executor": "executor",
@@ -101,6 +119,7 @@ _HOMES = {
     "acheck_output": "_functions",
     "aopen_process": "aprocess",
     "arun": "_functions",
+    "beat": "_worker.within",
     "call": "_functions",
     "check_call": "_functions",
     "check_output": "_functions",
@@ -109,21 +128,25 @@ _HOMES = {
     "init": "supervisor",
     "install": "installed",
     "open_process": "process",
+    "ready": "_worker.within",
     "run": "_functions",
     "statistics": "_functions",
+    "stop_requested": "_worker.within",
     "uninstall": "installed",
 }
-_MODULES = ("errors", "guard")
+_MODULES = ("errors", "events", "guard")
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT",
-    "AsyncPool", "AsyncProcess", "CalledProcessError", "CompletedProcess", "CrashLoop", "Executor",
-    "InitializerFailed", "MainReentered", "OrderError", "Pool", "PoolClosed", "PoolEvent", "Popen", "PreloadError",
-    "Process", "RemoteError", "Returned", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled",
-    "TaskTimeout", "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback",
-    "WorkerDied", "WorkerMemoryExceeded", "WrongLoop",
-    "acheck_output", "aopen_process", "arun", "call", "check_call", "check_output", "current_worker", "errors",
-    "get_context", "guard", "init", "install", "open_process", "run", "statistics", "uninstall",
+    "AsyncChild", "AsyncPool", "AsyncProcess", "AsyncSupervisor", "Backoff", "CalledProcessError", "Child",
+    "ChildFailed", "ChildNotReady", "ChildrenGaveUp", "CompletedProcess", "CrashLoop", "Executor", "InitializerFailed",
+    "MainReentered", "OrderError", "Pool", "PoolClosed", "PoolEvent", "Popen", "PreloadError", "Process", "RemoteError",
+    "Returned", "SafespawnError", "SpawnError", "SpawnLost", "Supervisor", "TaskCancelled", "TaskTimeout",
+    "ThreadOrderWarning", "TimeoutExpired", "UnpicklableResult", "UnpicklableTask", "WaitInCallback", "WorkerDied",
+    "WorkerMemoryExceeded", "WrongLoop",
+    "acheck_output", "aopen_process", "arun", "beat", "call", "check_call", "check_output", "current_worker", "errors",
+    "events", "get_context", "guard", "init", "install", "open_process", "ready", "run", "statistics", "stop_requested",
+    "uninstall",
 ]  # fmt: skip
 
 _recorder.install()

@@ -15,10 +15,11 @@ Runs in: application, any thread; entered and left by the same one.
 
 import atexit
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from safespawn import _policy, _start_method, _watch
 from safespawn import guard as order
@@ -30,8 +31,16 @@ from safespawn._order import Declared, Plan, Stopping, thread_starter
 from safespawn._policy import Setting
 from safespawn.errors import BadArgument, BadArgumentType, ClosedError
 
+if TYPE_CHECKING:
+    from safespawn._core.events import Event
+    from safespawn._core.flow import Flow
+    from safespawn._core.restart import GiveUp, Strategy
+    from safespawn._drive.keeper import Keeper
+    from safespawn.children import Child, ChildOptions, Events, Family
+
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # what asks a program to end
 _LOOK_SECONDS = 0.005  # between looks whether a thread has ended, for an event loop that cannot wait for it
 
 
@@ -46,7 +55,15 @@ class Supervisor(Runner):
             "start-method", "import". With "off" a guard that is set already goes on.
         allow: Modules that may, as patterns: ``["gunicorn.*"]``.
         start_method: multiprocessing's default from here on: "safespawn", "forkserver", "spawn"; None leaves it alone.
-        stop_timeout: Seconds that leaving may take before everything that still runs is killed.
+        stop_timeout: Seconds that leaving may take before everything that still runs is killed; beside the time that
+            the supervised children have for their end.
+        strategy: Which children are started again with one that has failed: "one_for_one", itself only; "one_for_all",
+            all; "rest_for_one", itself and those that were started after it.
+        restarts: So many restarts are allowed,
+        per: in so many seconds.
+        give_up: What happens beyond that: "raise" stops all children, and `serve`, `start` and leaving raise
+            `ChildrenGaveUp`; "degrade" leaves that child down, and the others are counted for themselves.
+        on_event: Called with each event of the children (`safespawn.events`), where they are served: it must not wait.
 
     While it is entered, the module's functions (`safespawn.run` and the others) use its zygote too.
 
@@ -63,6 +80,11 @@ class Supervisor(Runner):
         allow: Sequence[str] = (),
         start_method: str | None = "safespawn",
         stop_timeout: float = STOP_SECONDS,
+        strategy: "Strategy" = "one_for_one",
+        restarts: int = 5,
+        per: float = 60.0,
+        give_up: "GiveUp" = "raise",
+        on_event: "Callable[[Event], object] | None" = None,
     ) -> None:
         if deadline_after(stop_timeout, 0.0) is None:
             raise BadArgumentType("stop_timeout is a number of seconds", parameter="stop_timeout", value=stop_timeout)
@@ -73,6 +95,12 @@ class Supervisor(Runner):
         self._stop_timeout = stop_timeout
         self._engine = Engine(f"Supervisor {name!r}")
         self._plan = Plan()
+        self._policy: tuple[Any, ...] = (strategy, restarts, per, give_up, on_event)
+        if self._policy != ("one_for_one", 5, 60.0, "raise", None):
+            self._check_policy()
+        self._family: Any = None  # a Family, with the first child
+        self._is_async = False
+        self._told: BaseException | None = None  # of the children, and raised already
         self._change: tuple[Any, Any] | None = None  # of multiprocessing's start method
 
     def __repr__(self) -> str:
@@ -87,13 +115,17 @@ class Supervisor(Runner):
         try:
             self.close()
         except Exception as trouble:
-            if not _noted(error, self.name, trouble):
+            if not noted(error, self.name, trouble):
                 raise
+        untold = self._untold(error)
+        if untold is not None and not noted(error, self.name, untold):
+            raise untold
 
     async def __aenter__(self) -> Self:
         from safespawn._drive.async_driver import adrive
 
         self._check_line(stacklevel=2)
+        self._is_async = True
         try:
             await adrive(self._engine.zygote_flow(patient=True))
             self._enter()
@@ -109,7 +141,7 @@ class Supervisor(Runner):
         try:
             await self.aclose()
         except Exception as trouble:
-            if not _noted(error, self.name, trouble):
+            if not noted(error, self.name, trouble):
                 raise
 
     def _open(self, stacklevel: int) -> Self:
@@ -206,8 +238,9 @@ class Supervisor(Runner):
 
     def close(self) -> None:
         """
-        End everything that this supervisor started: declared threads are asked to stop; SIGTERM, a grace, SIGKILL,
-        whole trees. Bounded by stop_timeout.
+        End everything that this supervisor started: declared threads are asked to stop; the supervised children are
+        stopped, the last one first, each within its own time; the rest gets SIGTERM, a grace, SIGKILL, whole trees,
+        within stop_timeout. Ctrl-C makes it shorter.
 
         A second call does nothing. In a forked copy of the application nothing is touched.
         """
@@ -215,8 +248,21 @@ class Supervisor(Runner):
         try:
             stopping.wait(deadline)
         finally:
-            drive(self._engine.close_flow(deadline))
+            deadline = self._close_children(deadline)
         stopping.check()
+
+    def _close_children(self, deadline: float) -> float:
+        """
+        End the supervised children, then the engine with all the rest; returns the deadline of that.
+        """
+        family = self._family
+        try:
+            if family is not None:
+                family.close()
+                deadline = time.monotonic() + self._stop_timeout
+        finally:
+            drive(self._engine.close_flow(deadline))
+        return deadline
 
     def _begin_to_close(self) -> tuple[Stopping, float]:
         """
@@ -246,6 +292,118 @@ class Supervisor(Runner):
                 await adrive(self._engine.close_flow(deadline))
         stopping.check()
 
+    # --- supervised children -----------------------------------------------------------------------------------------
+    def start(self, name: str, target: Any, /, *args: Any, **options: "Unpack[ChildOptions]") -> "Child":
+        """
+        Start a child that is kept alive, and wait until it is ready.
+
+        Args:
+            name: What it is called.
+            target: A function, run in a process that is forked from a clean template; or a command, as a list.
+            *args: For the function.
+            **options: ``kwargs`` for the function. When it comes again: ``restart`` ("always", "on-failure", "never"),
+                ``backoff``, ``no_restart_codes``. When it counts as ready: ``ready`` ("started", "notify", a port, a
+                pattern, a function), ``ready_timeout``. How it is stopped: ``stop_timeout``, ``stop_signal``. How it is
+                watched: ``heartbeat``, ``hang_after``, ``on_hung``. When another one takes its place: ``max_age``,
+                ``memory_max``. And ``on_line``, ``preload``, ``env``, ``cwd``; for a command those of `run`.
+                docs/supervisor.md tells each.
+
+        Returns:
+            The child; its `value` is what it passed to `safespawn.ready`.
+
+        Raises:
+            ChildFailed: It ended before it was ready; what it raised is the `__cause__`.
+            ChildNotReady: It was not ready in time, and was ended.
+            SpawnError: A command could not be started.
+            ChildrenGaveUp: An earlier child has failed too often.
+            UnpicklableTask, BadArgument, BadArgumentType: Nothing was started.
+
+        Runs in: application, any thread; blocks. Ctrl-C ends what there is of the child.
+        """
+        from safespawn.children import make_terms
+
+        if self._is_async:
+            raise BadArgument(
+                f"{self!r} was entered by an event loop, which `start` would block", parameter="self", value=self,
+                help="async with safespawn.AsyncSupervisor() as supervisor: await supervisor.start(...)",
+            )  # fmt: skip
+        return self._open_family().start(make_terms(name, target, args, options))
+
+    def serve(self, signals: Iterable[int] = SIGNALS, timeout: float | None = None) -> int | None:
+        """
+        Wait until this program is to end: for one of *signals*, or until all children are at rest, or for *timeout*
+        seconds. Tells systemd READY=1, where that has asked for it.
+
+        From the first signal on until the supervisor is left, a further one makes the end of the children shorter. The
+        signals are heard in the main thread only.
+
+        Returns:
+            The signal; None where none came.
+
+        Raises:
+            ChildrenGaveUp: A child has failed too often; all were stopped.
+        """
+        try:
+            found: int | None = self._open_family().serve(signals, timeout)
+        except BaseException as error:
+            self._told = error
+            raise
+        return found
+
+    def events(self) -> "Events":
+        """
+        What happens to the children from now on: ``for event in supervisor.events()``, in a thread of yours. It ends
+        when the supervisor is left.
+        """
+        events: Events = self._open_family().events()
+        return events
+
+    def recent_events(self) -> "list[Event]":
+        """
+        What happened to the children lately, a thousand events at most.
+        """
+        return [] if self._family is None else list(self._family.keeper.history)
+
+    def _open_family(self) -> "Family":
+        from safespawn.children import Family
+
+        if self._engine.closed or self not in _entered:
+            raise ClosedError(f"Supervisor {self.name!r}", help="enter it: with safespawn.Supervisor() as supervisor")
+        if self._family is None:
+            self._family = Family(self._new_keeper())
+        family: Family = self._family
+        return family
+
+    def _new_keeper(self) -> "Keeper":
+        from safespawn._drive.keeper import Keeper
+
+        strategy, restarts, per, give_up, on_event = self._policy
+        return Keeper(
+            self._engine, self.name, strategy=strategy, restarts=restarts, per=per, give_up=give_up, on_event=on_event
+        )
+
+    def _check_policy(self) -> None:
+        from safespawn._core.restart import GIVE_UPS, STRATEGIES, check_choice, check_number
+
+        strategy, restarts, per, give_up, on_event = self._policy
+        check_choice("strategy", strategy, STRATEGIES)
+        check_choice("give_up", give_up, GIVE_UPS)
+        check_number("restarts", restarts)
+        check_number("per", per)
+        if on_event is not None and not callable(on_event):
+            raise BadArgumentType("on_event is called with each event", parameter="on_event", value=on_event)
+
+    def _untold(self, error: BaseException | None) -> "BaseException | None":
+        """
+        Why the children were given up, if nobody has been told yet.
+        """
+        broken = None if self._family is None else self._family.keeper.broken
+        if broken is None or broken is self._told or broken is error:
+            return None
+        self._told = broken
+        return broken  # type: ignore[no-any-return]
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
     def Popen(self, args: Any, **options: Any) -> Any:  # noqa: N802 - the name that it stands for
         """
         `safespawn.Popen` from this supervisor's zygote.
@@ -270,13 +428,21 @@ class Supervisor(Runner):
 
         Blocks for its answer, two seconds at most; without one ``zygote`` is empty.
         """
+        return self._add_children(drive(self._statistics_flow()))
+
+    def _statistics_flow(self) -> "Flow[dict[str, Any]]":
         figures = self._engine.statistics()
         figures["name"] = self.name
-        figures["zygote"] = drive(self._engine.census_flow(time.monotonic() + _CENSUS_SECONDS))
+        figures["zygote"] = yield from self._engine.census_flow(time.monotonic() + _CENSUS_SECONDS)
+        return figures
+
+    def _add_children(self, figures: dict[str, Any]) -> dict[str, Any]:
+        if self._family is not None:
+            figures.update(self._family.keeper.statistics())
         return figures
 
 
-def _noted(error: BaseException | None, name: str, trouble: Exception) -> bool:
+def noted(error: BaseException | None, name: str, trouble: BaseException) -> bool:
     """
     Note *trouble* at the error that is on its way already, whose place it must not take; False where there is none.
     """

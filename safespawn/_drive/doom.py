@@ -16,6 +16,7 @@ from safespawn._core.dispatch import IDLE, Task
 from safespawn._core.flow import Flow
 from safespawn._drive import fate, inbox
 from safespawn._drive.post import Doom, Post
+from safespawn._drive.worker import Worker
 from safespawn._worker import journal as cells
 from safespawn._worker.journal import Journal
 from safespawn._worker.messages import INTERRUPT_SIGNAL, STACKS_SIGNAL
@@ -81,7 +82,7 @@ def doom_flow(crew: "Crew", post: Post, task: Task, doom: Doom) -> Flow[None]:
     asked = False
     if _runs(task, post) and journal is not None and journal.cells[cells.RUNNING] == task.id:
         if doom.why != "cancel":
-            doom.stack = yield from stack_flow(post)
+            doom.stack = yield from stack_flow(worker)
         if _runs(task, post) and worker.journal is journal:
             journal.cells[cells.INTERRUPT] = task.id
             asked = True
@@ -146,11 +147,10 @@ class Nobody:
 NOBODY = Nobody()
 
 
-def stack_flow(post: Post) -> Flow[str]:
+def stack_flow(worker: Worker) -> Flow[str]:
     """
     What a worker runs, as faulthandler tells it; empty where it does not come.
     """
-    worker = post.worker
     journal = worker.journal
     if journal is None:
         return ""
@@ -235,5 +235,5 @@ def stacks_flow(crew: "Crew") -> Flow[dict[int, str]]:
     for post in list(crew.posts):
         if post.seat is not None and post.ready and not post.ended:
             index = post.seat.index
-            found[index] = yield from stack_flow(post)
+            found[index] = yield from stack_flow(post.worker)
     return found

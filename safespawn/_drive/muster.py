@@ -241,7 +241,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         "path": list(map(str, sys.path)),
         "argv": list(map(str, sys.argv)),
         "main": crew.config.main,
-        "authkey": _authkey(),
+        "authkey": authkey(),
         "application": os.getpid(),
         "logging": crew.config.logging,
         "levels": None if crew.config.logging == "off" else current_levels(),
@@ -350,7 +350,10 @@ def _output(crew: "Crew", post: Post) -> tuple[str, bytes] | None:
     return output, post.token
 
 
-def _authkey() -> bytes | None:
+def authkey() -> bytes | None:
+    """
+    The key that multiprocessing has in this process, if it is used.
+    """
     process = sys.modules.get("multiprocessing.process")
     return None if process is None else bytes(process.current_process().authkey)
 

@@ -103,8 +103,12 @@ def live(born: Any, system: Any) -> NoReturn:
             code = process.main(born.task_fd)
         else:
             connection = _socket.socket(fileno=born.task_fd)
-            worker = Worker(connection, system.failpoint if system.armed else None)
-            code = worker.serve()
+            kind: type[Worker] = Worker
+            if born.kind == b"child":
+                from safespawn._worker.supervised import Supervised
+
+                kind = Supervised
+            code = kind(connection, system.failpoint if system.armed else None).serve()
     except Gone:
         code = 0
     except SystemExit as error:

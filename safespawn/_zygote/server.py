@@ -52,7 +52,7 @@ class Session:
     One connection and the child on it.
     """
 
-    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "pid", "pidfd", "piped", "quiet",
+    __slots__ = ("ambient", "connection", "ends", "family", "group", "hold", "mark", "pid", "pidfd", "piped", "quiet",
                  "report_fd", "since", "state", "tree", "usage")  # fmt: skip
 
     def __init__(self, connection: "socket") -> None:
@@ -65,6 +65,7 @@ class Session:
         self.ends: launch.Ends | None = None
         self.group = 0  # the group that the child leads, or 0
         self.family: dict[int, int] = {}  # its descendants when it was asked to end, and their times of birth
+        self.mark = b""  # what all its descendants have in their environment, or nothing
         self.hold = self.quiet = self.tree = False
         self.piped: bytes | None = None  # the program's name, of a quiet start with outputs that are captured
         self.since = 0.0  # monotonic time of its exec
@@ -315,6 +316,7 @@ class Server(Loop):
         session.group = session.pid if group == 0 or flags & wire.NEW_SESSION else 0
         session.usage = None
         session.family = {}
+        session.mark = b"" if request[4] is None else request[4].get(wire.MARK, b"")
         self.by_pid[session.pid] = session
         try:
             if system.armed:
@@ -532,8 +534,8 @@ class Server(Loop):
 
     def sweep(self, session: Session, *message: "tuple[Any, ...]") -> None:
         """
-        SIGKILL what is left of a child's tree beside it: orphans of its group or session, and those of its family when
-        it was asked to end. They came to the subreaper.
+        SIGKILL what is left of a child's tree beside it: orphans of its group or session, those of its family when it
+        was asked to end, and daemons with its mark in their environment. They came to the subreaper.
         """
         self.swept = 0
         if message and message[0][1] != signal.SIGKILL:
@@ -542,7 +544,11 @@ class Server(Loop):
             facts = system.stat(pid) if pid not in self.by_pid else None
             if facts is None or facts[0] == "Z":
                 continue
-            if (session.group and session.group in (facts[2], facts[3])) or session.family.get(pid) == facts[5]:
+            if (
+                (session.group and session.group in (facts[2], facts[3]))
+                or session.family.get(pid) == facts[5]
+                or (session.mark and system.has_in_environment(pid, wire.MARK + b"=" + session.mark))
+            ):
                 self.swept += system.kill_tree(pid)
 
     def sweep_tree(self, session: Session, *_details: object) -> None:

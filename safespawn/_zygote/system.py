@@ -121,6 +121,16 @@ def stat(pid: int) -> tuple[str, int, int, int, int, int] | None:
     return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4]), int(fields[19])
 
 
+def has_in_environment(pid: int, entry: bytes) -> bool:
+    """
+    Whether *pid* was exec'ed with *entry*, NAME=value, in its environment, or forked from somebody who was.
+
+    Source: proc_pid_environ(5).
+    """
+    text = _read(f"/proc/{pid}/environ")
+    return text is not None and b"\0" + entry + b"\0" in b"\0" + text + b"\0"
+
+
 def _read(path: str) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

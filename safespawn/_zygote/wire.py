@@ -66,6 +66,7 @@ NEW_SESSION = 4
 TREE = 8  # whoever ends this child ends its whole tree
 NO_NEW_PRIVS = 16
 
+MARK = b"SAFESPAWN_CHILD"  # in the environment of a supervised child, and so of all that it starts: which one it is
 GROUP_AUTO = -1  # own process group, unless the session has a terminal: then the application's
 
 

@@ -93,12 +93,13 @@ def test_popen_options_are_documented() -> None:
     assert set(Popen.__init__.__kwdefaults__) - documented() == set()
 
 
-def test_session_table_is_the_codes() -> None:
-    """docs/design.md shows the table that the zygote goes by (`python docs/state_table.py --write`)."""
+@pytest.mark.parametrize("name", ["session", "run", "child"])
+def test_tables_are_the_codes(name) -> None:
+    """docs/design.md shows the tables that the code goes by (`python docs/state_table.py --write`)."""
     spec = importlib.util.spec_from_file_location("state_table", ROOT / "docs/state_table.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.in_page(module.PAGE.read_text("utf-8")) == module.table()
+    assert module.in_page(module.PAGE.read_text("utf-8"), name) == module.table(name)
 
 
 def test_table_is_complete() -> None:

@@ -1,0 +1,499 @@
+"""
+One process of a supervised child, from its start to its burial: what the table of a run says, done.
+
+Its exit is awaited at its pidfd, which tells it whatever has become of the zygote or the template. How it ended comes
+by its lifeline, or where that is broken from the kernel. Before its end is told, what it has said is read to the end,
+what it has left of its tree is swept up, and it is reaped.
+
+Runs in: application, where the pump runs.
+"""
+
+import contextlib
+import functools
+import marshal
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from safespawn._core import restart, upkeep
+from safespawn._core.child import KILL_SECONDS, Child, exit_flow, kernels_word, release_flow, sweep_flow, tell
+from safespawn._core.command import launch_flow
+from safespawn._core.connection import close_all
+from safespawn._core.flow import Flow
+from safespawn._core.procfs import birth, looks, oom_kills
+from safespawn._core.terms import Function, Program
+from safespawn._drive import doom, readiness
+from safespawn._drive.nursling import start_function_flow
+from safespawn._drive.output import Lines
+from safespawn._drive.relay import Source, defer, relay
+from safespawn._drive.worker import Worker, start_error
+from safespawn._worker.messages import LOG, RAISED, READY, SETUP_FAILED, START_FAILED
+from safespawn._worker.payload import unpack, unpack_error
+from safespawn.errors import SafespawnError
+
+if TYPE_CHECKING:
+    from safespawn._core.terms import Terms
+    from safespawn._drive.charge import Charge
+    from safespawn._drive.keeper import Keeper
+
+NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
+SWEEPS = 100  # looks for what it has left, until nothing is found; what was killed takes a moment to be gone
+SWEEP_SECONDS = 0.01  # between two
+
+
+class Run:
+    """
+    A process of a child.
+
+    Attributes:
+        machine: Its state.
+        why: Why it was asked to end; "" if it was not.
+        end: How it ended, once that is known.
+        error: What it raised, or why it did not start.
+        value: What it passed to `ready`.
+    """
+
+    def __init__(self, charge: "Charge", number: int) -> None:
+        self.charge = charge
+        self.keeper: Keeper = charge.keeper
+        self.terms: Terms = charge.terms
+        self.number: int = number
+        self.mark: bytes = os.urandom(8).hex().encode()
+        self.machine: upkeep.Machine = upkeep.Machine(upkeep.RUN_TABLE, upkeep.BORN)
+        self.began: float = time.monotonic()
+        self.ready_at: float | None = None
+        self.asked_at: float | None = None
+        self.child: Child | None = None
+        self.worker: Worker | None = None
+        self.lines: Lines | None = None
+        self.probing: readiness.Probe | None = None
+        self.pid: int | None = None
+        self.born: int = 0
+        self.why: str = ""
+        self.end: str = ""
+        self.end_wanted: str = ""  # how it counts as ended, if we end it
+        self.returncode: int | None = None
+        self.error: BaseException | None = None
+        self.value: Any = None
+        self.status_text = ""  # what it says of itself, by STATUS=
+        self.stderr: str = ""
+        self.oom: bool | None = False
+        self.stacks: str = ""
+        self.beat_at: float | None = None  # of a command, by WATCHDOG=1
+        self.oom_before: int | None = None
+        self.left: int = 0  # processes
+        self.source: Source | None = None  # of its log records
+        self._held: list[bytes] = []  # a message that waits for the records before it
+
+    def __repr__(self) -> str:
+        return f"<run {self.number} of {self.terms.name!r}, {self.machine.state}>"
+
+    @property
+    def state(self) -> str:
+        """
+        Its state.
+        """
+        return self.machine.state
+
+    def send(self, event: str) -> bool:
+        """
+        Something has happened.
+        """
+        return self.machine.send(event, self)
+
+    # --- the start ---------------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """
+        Ask for the process.
+        """
+        self.keeper.tell("starting", self.terms.name, None, run=self.number)
+        self.oom_before = oom_kills()
+        what = self.terms.what
+        flow: Flow[Any]
+        self.probing = readiness.probe_for(self)
+        if isinstance(what, Function):
+            flow = start_function_flow(self, what)
+        else:
+            spec = readiness.with_notice(what.spec, self.probing, self.mark)
+            flow = launch_flow(self.keeper.engine, spec, None, patient=True)
+        self.keeper.pump.spawn(flow, self._started)
+
+    def _started(self, came: Any, error: BaseException | None) -> None:
+        if error is not None:
+            self.error = error
+            self.end = restart.FAILED
+            self.send(upkeep.FAILED)
+            return
+        what = self.terms.what
+        if isinstance(what, Program):
+            self.child, ends = came
+            if what.pipes_output and ends:
+                pattern = self.terms.ready.what if self.terms.ready.kind == "line" else None
+                self.lines = Lines(self.keeper.pump, ends.pop(0), self._line, pattern)
+                self.lines.on_line, self.lines.report = self.terms.on_line, self.keeper.report
+            close_all(ends)
+        else:
+            worker: Worker = came
+            self.worker, self.child = worker, worker.child
+        assert self.child is not None  # noqa: S101 - it has started
+        self.pid = self.child.pid
+        self.born = birth(self.pid)
+        self.send(upkeep.STARTED)
+
+    def watch(self) -> None:
+        """
+        Effect: hear of its end, and of what it says.
+        """
+        assert self.child is not None  # noqa: S101 - it has started
+        pump = self.keeper.pump
+        pump.watch(self.child.pidfd, self._exited)
+        if self.worker is not None and self.worker.socket is not None:
+            pump.watch(self.worker.socket.fileno(), self._words)
+        if self.lines is not None:
+            self.lines.start()
+        self.charge.note_pid(self)
+
+    def probe(self) -> None:
+        """
+        Effect: find out when it is ready, within its time.
+        """
+        self.keeper.later(self.terms.ready_timeout, self._late)
+        if self.probing is not None:
+            self.probing.start()
+        elif self.terms.ready.kind == "started" and self.worker is None:
+            self.send(upkeep.READY)
+
+    def _late(self) -> None:
+        if self.state == upkeep.STARTING:
+            self.charge.on_late(self)
+
+    def _exited(self, _events: int) -> None:
+        assert self.child is not None  # noqa: S101 - it has started
+        self.keeper.pump.unwatch(self.child.pidfd)
+        self.send(upkeep.EXITED)
+
+    def _words(self, _events: int) -> None:
+        worker = self.worker
+        if worker is None or worker.socket is None:
+            return
+        try:
+            data, fd = worker.receive()
+        except BlockingIOError:
+            return
+        if fd >= 0:
+            os.close(fd)
+        if not data:
+            self.keeper.pump.unwatch(worker.socket.fileno())
+            return
+        if self.source is not None and data[0] != LOG and self.source.pending:
+            self.keeper.pump.unwatch(worker.socket.fileno())
+            self._held.append(data)
+            defer(self.keeper.pump, self.keeper.waits, self.source, self._resume)
+        else:
+            self._take(data)
+
+    def _resume(self) -> None:
+        """
+        What it has logged before its last message is handled.
+        """
+        if self._held:
+            worker = self.worker
+            if worker is not None and worker.socket is not None:
+                self.keeper.pump.watch(worker.socket.fileno(), self._words)
+            self._take(self._held.pop())
+
+    def _take(self, data: bytes) -> None:
+        """
+        Understand one message of a Python child.
+        """
+        kind = data[0]
+        if kind == READY:
+            body, parts = marshal.loads(memoryview(data)[1:])  # noqa: S302 - our own child's words
+            if self.terms.ready.kind in ("notify", "started"):
+                try:
+                    self.value = unpack(body, [memoryview(part) for part in parts])
+                except BaseException as error:  # noqa: BLE001 - whatever its __setstate__ raises is a failed start
+                    self.error = error
+                    self.charge.on_unusable(self)
+                else:
+                    self.send(upkeep.READY)
+        elif kind in (RAISED, SETUP_FAILED):
+            self.error = unpack_error(data[1:])
+        elif kind == START_FAILED:
+            self.error = start_error(data, (self.terms.name.encode(errors="replace"),))
+        elif kind == LOG and self.source is not None:
+            relay.post(functools.partial(relay.handle, data[1:], self.source))
+
+    def _line(self, match: Any) -> None:
+        self.value = match
+        self.send(upkeep.READY)
+
+    # --- the ladder --------------------------------------------------------------------------------------------------
+    def stop(self, why: str, end: str = restart.STOPPED) -> None:
+        """
+        It is to end, in order.
+        """
+        if not self.why:
+            self.why, self.end_wanted = why, end
+        self.send(upkeep.STOP)
+
+    def signal(self, number: int) -> None:
+        """
+        Signal the process itself.
+        """
+        child = self.child
+        if child is not None and child.pidfd >= 0 and self.state in upkeep.ALIVE:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(child.pidfd, number)
+
+    def ask(self) -> None:
+        """
+        Effect: the message, and SIGTERM for the process itself; a stopped one must wake to hear it. Its tree is noted
+        down first, by the zygote, which then knows it also when the process that holds it together has ended.
+        """
+        child = self.child
+        assert child is not None  # noqa: S101 - it has started
+        self.asked_at = time.monotonic()
+        self.keeper.tell("stopping", self.terms.name, self.pid, why=self.why, seconds=self.terms.stop_timeout)
+        if self.probing is not None:
+            self.probing.close()
+        if self.worker is not None:
+            with contextlib.suppress(OSError):
+                if self.worker.socket is not None:
+                    self.worker.socket.shutdown(1)  # SHUT_WR: nothing more will be said to it
+        tell(child, 0, whole=True)
+        if child.connection.zygote.is_stopped() or not self._by_lifeline(self.terms.stop_signal):
+            self.signal(self.terms.stop_signal)
+        if not self._by_lifeline(signal.SIGCONT):
+            self.signal(signal.SIGCONT)
+
+    def _by_lifeline(self, number: int) -> bool:
+        """
+        Have the zygote send a signal, behind what it was asked before. Says whether it could be asked.
+        """
+        from safespawn._zygote import wire
+
+        assert self.child is not None  # noqa: S101 - it has started
+        try:
+            self.child.connection.send((wire.KILL, int(number), False))
+        except OSError:
+            return False
+        return True
+
+    def start_grace(self) -> None:
+        """
+        Effect: give it its time.
+        """
+        seconds = self.keeper.grace(self.terms.stop_timeout)
+        self.keeper.later(seconds, functools.partial(self.send, upkeep.GRACE_OVER))
+
+    def dump(self) -> None:
+        """
+        Effect: see what it does instead of ending.
+        """
+        self.keeper.pump.spawn(self.stacks_flow(), self._stacks_came)
+
+    def _stacks_came(self, text: str | None, _error: BaseException | None) -> None:
+        self.stacks = text or ""
+        self.send(upkeep.STACKS)
+
+    def stacks_flow(self) -> Flow[str]:
+        """
+        What its threads do; for a command, what the kernel says of it.
+        """
+        if self.worker is not None:
+            text = yield from doom.stack_flow(self.worker)
+            if text.strip():
+                return text
+        if self.pid is None:
+            return ""
+        state, wchan = looks(self.pid)
+        return f"state {state or 'unknown'}" + (f", in the kernel's {wchan}" if wchan else "")
+
+    def say_verdict(self) -> None:
+        """
+        Effect: tell that it is killed, and what it did.
+        """
+        seconds = time.monotonic() - (self.asked_at or self.began)
+        self.keeper.tell("killed", self.terms.name, self.pid, seconds=round(seconds, 3), stacks=self.stacks)
+
+    def kill(self) -> None:
+        """
+        Effect: SIGKILL, for the process and its tree; whatever state the zygote is in.
+        """
+        child = self.child
+        assert child is not None  # noqa: S101 - it has started
+        tell(child, signal.SIGKILL, whole=True)
+        if self.worker is not None and self.state in upkeep.ALIVE and birth(child.pid) == self.born:
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)  # its template may have gone; the group is its own
+        self.signal(signal.SIGKILL)
+
+    def start_doubt(self) -> None:
+        """
+        Effect: even SIGKILL may not end a process that sleeps in the kernel.
+        """
+        self.keeper.later(KILL_SECONDS, functools.partial(self.send, upkeep.STUCK))
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+    def bury(self) -> None:
+        """
+        Effect: learn how it ended, and leave nothing of it.
+        """
+        self.returncode = None
+        if self.probing is not None:
+            self.probing.close()
+        assert self.child is not None  # noqa: S101 - it has started
+        self.keeper.pump.spawn(self._bury_flow(self.child), self._buried)
+
+    def _bury_flow(self, child: Child) -> Flow[None]:
+        try:
+            yield from exit_flow(child, time.monotonic() + NEWS_SECONDS)
+            for _ in range(SWEEPS):
+                swept = yield from sweep_flow(child)
+                if not swept:
+                    break
+                self.left += swept
+                yield {}, time.monotonic() + SWEEP_SECONDS
+            yield from release_flow(child)
+        except (SafespawnError, OSError, EOFError):  # the zygote or the template has gone, or is stopped
+            if child.status is None:
+                child.status = kernels_word(child.pid, child.pidfd, self.born)
+        if self.lines is not None:
+            yield from self.lines.drain_flow()
+
+    def _buried(self, _nothing: None, error: BaseException | None) -> None:
+        if self.source is not None and self.source.pending:
+            defer(self.keeper.pump, self.keeper.waits, self.source, functools.partial(self._buried, None, error))
+            return
+        if error is not None:
+            self.keeper.report(error)
+        self._read_last_words()
+        child = self.child
+        assert child is not None  # noqa: S101 - it has started
+        self.returncode = child.returncode
+        if self.returncode == -signal.SIGKILL and not self.why:
+            after = oom_kills()
+            self.oom = None if after is None or self.oom_before is None else after > self.oom_before
+        self.end = self.end_wanted or restart.end_of(self.returncode)
+        if self.end == restart.SIGNAL and self.error is not None:
+            self.end = restart.ERROR  # it said so before it was killed
+        self._let_go()
+        self.send(upkeep.BURIED)
+
+    def _read_last_words(self) -> None:
+        worker = self.worker
+        if worker is None:
+            return
+        if self._held:
+            self._take(self._held.pop())
+        if worker.socket is not None:
+            self.keeper.pump.unwatch(worker.socket.fileno())
+            while True:
+                try:
+                    data, fd = worker.receive()
+                except OSError:
+                    break
+                if fd >= 0:
+                    os.close(fd)
+                if not data:
+                    break
+                try:
+                    self._take(data)
+                except Exception as error:  # noqa: BLE001 - half of a message of a process that is dead
+                    self.keeper.report(error)
+        if worker.journal is not None:
+            self.stderr = worker.journal.last_stderr() or worker.journal.text_since(worker.text_from)
+
+    def _let_go(self) -> None:
+        """
+        Close what is open for it.
+        """
+        if self.probing is not None:
+            self.probing.close()
+            self.probing = None
+        if self.lines is not None:
+            self.lines.close()
+        worker, self.worker = self.worker, None
+        if self.source is not None:
+            self.source.detach()
+        if worker is not None:
+            worker.close()
+        child = self.child
+        if child is not None:
+            if child.usage is not None and child.connection.zygote.usable:
+                self.keeper.engine.give_back(child.connection)
+            else:
+                self.keeper.engine.discard(child.connection)
+            child.close()
+
+    def abandon(self) -> None:
+        """
+        Nobody serves it any more: closing its lifeline ends it.
+        """
+        if self.state not in (upkeep.GONE, upkeep.BORN, upkeep.UNWANTED):
+            self.machine.state = upkeep.GONE
+            self._let_go()
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+    def report_failed(self) -> None:
+        """
+        Effect: there is no process.
+        """
+        if self.probing is not None:
+            self.probing.close()
+            self.probing = None
+        self.end = self.end_wanted or self.end
+        self._tell_exit()
+        self.charge.on_run_over(self)
+
+    def report_ready(self) -> None:
+        """
+        Effect: it can be used.
+        """
+        self.ready_at = time.monotonic()
+        self.charge.on_run_ready(self)
+
+    def report_over(self) -> None:
+        """
+        Effect: it is gone.
+        """
+        if self.left:
+            self.keeper.tell("leaked", self.terms.name, self.pid, count=self.left)
+        self._tell_exit()
+        self.charge.on_run_over(self)
+
+    def report_stuck(self) -> None:
+        """
+        Effect: it is still there, and nothing can be done about it.
+        """
+        assert self.child is not None  # noqa: S101 - it has started
+        self.keeper.pump.unwatch(self.child.pidfd)
+        self.keeper.tell("leaked", self.terms.name, self.pid, count=1, stuck=True)
+        self._read_last_words()
+        self.end = restart.LOST
+        self._let_go()
+        self._tell_exit()
+        self.charge.on_run_over(self)
+
+    def _tell_exit(self) -> None:
+        self.keeper.tell(
+            "exited", self.terms.name, self.pid,
+            end=self.end, returncode=self.returncode, duration=round(time.monotonic() - self.began, 6),
+            error=self.error, stderr=self.stderr, oom=self.oom,
+            usage=None if self.child is None else self.child.usage,
+        )  # fmt: skip
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+    @property
+    def beats(self) -> tuple[int, float] | None:
+        """
+        How often it has beaten, and when it did last, monotonic; None where nobody can say.
+        """
+        if self.worker is None or self.worker.journal is None:
+            return None if self.beat_at is None else (0, self.beat_at)
+        from safespawn._worker import journal
+
+        cells = self.worker.journal.cells
+        return cells[journal.ITEM], cells[journal.SINCE_NS] * 1e-9

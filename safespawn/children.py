@@ -1,0 +1,597 @@
+"""
+Supervised children: what `Supervisor.start` and `AsyncSupervisor.start` take and give.
+
+Runs in: application, any thread but the one that serves the children.
+"""
+
+# pyright: reportPrivateUsage=false
+
+import contextlib
+import functools
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, Self
+
+from safespawn._commands import audit
+from safespawn._core import upkeep
+from safespawn._core.child import KILL_SECONDS
+from safespawn._core.events import Event
+from safespawn._core.options import SpawnOptions, build_spec
+from safespawn._core.restart import Backoff, Restart
+from safespawn._core.terms import (
+    READY_SECONDS,
+    STOP_SECONDS,
+    Function,
+    OnHung,
+    Program,
+    Readiness,
+    Terms,
+    check_terms,
+    optional_number,
+    readiness,
+)
+from safespawn._drive.charge import Charge
+from safespawn._drive.interrupts import hold
+from safespawn._drive.keeper import Feed, Keeper, new_thread
+from safespawn._worker import current, main_module
+from safespawn._worker.notice import notify
+from safespawn._worker.payload import pack
+from safespawn.errors import BadArgument, BadArgumentType, ForeignCopy, UnsupportedOption
+from safespawn.pool import checked_preload
+
+LATE_SECONDS = 3 * KILL_SECONDS  # beyond the bound: then what is not over is left to the zygote, which kills it
+
+
+class ChildOptions(SpawnOptions, total=False):
+    """
+    The keyword options of `start`; docs/supervisor.md tells each. Those of `SpawnOptions` are for commands; of them
+    ``env`` and ``cwd`` are for functions too.
+    """
+
+    kwargs: Mapping[str, Any] | None
+    restart: Restart
+    backoff: Backoff
+    no_restart_codes: Iterable[int]
+    ready: Any
+    ready_timeout: float
+    stop_timeout: float
+    stop_signal: int
+    heartbeat: float | None
+    hang_after: float | None
+    on_hung: OnHung
+    memory_max: int | None
+    max_age: float | None
+    on_line: Callable[[str], object] | None
+    preload: Sequence[str]
+
+
+def make_terms(name: str, target: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Terms:
+    """
+    Check everything that `start` takes.
+
+    Raises:
+        BadArgument, BadArgumentType, UnsupportedOption: What cannot be.
+        UnpicklableTask: The function or its arguments cannot be sent.
+    """
+    given: dict[str, Any] = dict(options)
+    if not name or type(name) is not str:
+        raise BadArgumentType("a child has a name", parameter="name", value=name)
+    is_command = not callable(target)
+    ready = readiness(given.pop("ready", "started"), is_command=is_command)
+    backoff = given.pop("backoff", None)
+    if backoff is not None and not isinstance(backoff, Backoff):
+        raise BadArgumentType("backoff is a Backoff", parameter="backoff", value=backoff, help="safespawn.Backoff(0.2)")
+    on_line = given.pop("on_line", None)
+    memory = optional_number("memory_max", given.pop("memory_max", None))
+    policy: dict[str, Any] = {
+        "restart": given.pop("restart", "always"),
+        "backoff": backoff or Backoff(),
+        "no_restart_codes": frozenset(given.pop("no_restart_codes", ())),
+        "ready": ready,
+        "ready_timeout": given.pop("ready_timeout", READY_SECONDS),
+        "stop_timeout": given.pop("stop_timeout", STOP_SECONDS),
+        "stop_signal": int(given.pop("stop_signal", signal.SIGTERM)),
+        "heartbeat": optional_number("heartbeat", given.pop("heartbeat", None)),
+        "hang_after": optional_number("hang_after", given.pop("hang_after", None)),
+        "on_hung": given.pop("on_hung", "report"),
+        "memory_max_bytes": None if memory is None else int(memory),
+        "max_age": optional_number("max_age", given.pop("max_age", None)),
+        "on_line": on_line,
+    }
+    what: Function | Program
+    if is_command:
+        what = _program(target, args, given, ready, pipes=ready.kind == "line" or on_line is not None)
+    else:
+        if on_line is not None:
+            raise BadArgument("on_line is for a command's output", parameter="on_line", value=on_line)
+        what = _function(target, args, given)
+    sys.audit("safespawn.Process", name)  # the guard may refuse it
+    terms = Terms(name, what, **policy)
+    check_terms(terms)
+    return terms
+
+
+def _program(
+    target: Any, args: tuple[Any, ...], options: dict[str, Any], ready: Readiness, *, pipes: bool
+) -> Program:  # fmt: skip
+    del ready
+    if args:
+        raise BadArgument(
+            "a command's arguments stand in its list", parameter="args", value=args, help="start(name, [program, ...])"
+        )
+    for name in ("kwargs", "preload"):
+        if name in options:
+            raise BadArgument(f"{name} is for a function", parameter=name, value=options[name])
+    if options.get("detach"):
+        raise UnsupportedOption("detach", help="a supervised child does not outlive the application: use Popen")
+    if options.get("kill_tree") is False:
+        raise UnsupportedOption("kill_tree", help="nothing of a supervised child outlives it: use Popen")
+    if pipes:
+        if options.get("stdout") is not None:
+            raise BadArgument(
+                "the output is read line by line", parameter="stdout", value=options["stdout"],
+                help="leave stdout away: it is passed on, or given to on_line",
+            )  # fmt: skip
+        options["stdout"] = subprocess.PIPE
+    for name in ("stdin", "stdout", "stderr"):
+        if options.get(name) == subprocess.PIPE and not (pipes and name == "stdout"):
+            raise BadArgument(
+                f"nobody would serve the pipe of {name}", parameter=name, value=subprocess.PIPE,
+                help="on_line= reads stdout; a file takes the rest",
+            )  # fmt: skip
+    options.setdefault("stdin", subprocess.DEVNULL)
+    if not options.get("start_new_session"):
+        options.setdefault("process_group", 0)  # Ctrl-C is for the application, which stops its children in order
+    spec = build_spec(target, options, hold=True)
+    audit(target, options)
+    return Program(target, spec, pipes_output=pipes)
+
+
+def _function(target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Function:
+    own: dict[str, Any] = {}
+    for name in ("kwargs", "preload", "env", "cwd"):
+        if name in options:
+            own[name] = options.pop(name)
+    if options:
+        name, value = next(iter(options.items()))
+        raise BadArgument(f"{name} is no option for a function", parameter=name, value=value)
+    current.refuse_reentry("Supervisor.start")
+    sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+    main = main_module.describe()
+    call = (target, args, dict(own.get("kwargs") or {}))
+    data, parts, inheritance = _pack(call, by_value=main is None)
+    env = own.get("env")
+    return Function(
+        label=getattr(target, "__qualname__", repr(target)),
+        payload=(data, parts),
+        inheritance=inheritance,
+        wants_main=b"__main__" in data,
+        preload=checked_preload(own.get("preload", ())),
+        main=main,
+        env=None if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()},
+        cwd=None if own.get("cwd") is None else os.fsencode(own["cwd"]),
+    )
+
+
+def _pack(call: Any, *, by_value: bool) -> tuple[bytes, list[bytes], Any]:
+    """
+    Pickle the call; locks and queues of multiprocessing go along as they do with a process of its own.
+    """
+    try:
+        data, parts = pack(call, what="task", by_value=by_value)
+    except Exception:
+        if "multiprocessing.context" not in sys.modules:
+            raise
+        from safespawn._inherit import pack_inheriting
+
+        try:
+            data, inheritance = pack_inheriting(call)
+        except Exception:  # noqa: BLE001 - then the first error says more
+            inheritance, data = None, b""
+        if inheritance is None:
+            raise
+        return data, [], inheritance
+    return data, [bytes(part) for part in parts], None
+
+
+class ChildView:
+    """
+    A supervised child, as `Child` and `AsyncChild` have it in common. Its process may change; it stays the same.
+    """
+
+    def __init__(self, keeper: Keeper, charge: Charge) -> None:
+        self._keeper = keeper
+        self._charge = charge
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}, {self.state}, pid {self.pid}>"
+
+    @property
+    def name(self) -> str:
+        """
+        The name that it was started under.
+        """
+        return self._charge.name
+
+    @property
+    def pid(self) -> int | None:
+        """
+        The process id of its present process; None where there is none.
+        """
+        return self._charge.pid
+
+    @property
+    def state(self) -> str:
+        """
+        "starting", "up", "stopping", "replacing", "waiting" (for its next start), "done", "given-up"; and for a moment
+        "down".
+        """
+        return self._charge.state
+
+    @property
+    def value(self) -> Any:
+        """
+        What its present process passed to `safespawn.ready`; the match, the port or the function's value, where one of
+        these says that it is ready.
+        """
+        return self._charge.value
+
+    @property
+    def restarts(self) -> int:
+        """
+        How often it was started again.
+        """
+        return self._charge.restarts
+
+    def statistics(self) -> dict[str, Any]:
+        """
+        Figures: name, state, pid, uptime, restarts, failures in a row, last event.
+        """
+        return self._charge.figures(time.monotonic())
+
+    def send_signal(self, number: int) -> None:
+        """
+        Signal its process; nothing happens where there is none.
+        """
+        self._call(functools.partial(self._signal, number))
+
+    def _signal(self, number: int) -> None:
+        run = self._charge.run
+        if run is not None:
+            run.signal(number)
+
+    def _call(self, action: Callable[[], object]) -> None:
+        if self._keeper.pid != os.getpid():
+            raise ForeignCopy(f"child {self.name!r}", owner_pid=self._keeper.pid, pid=os.getpid())
+        self._keeper.call(action)
+
+    def _restart(self, tell: Callable[[], object]) -> None:
+        """
+        Where the pump runs: another process, whatever there is now.
+        """
+        charge = self._charge
+        if self._keeper.closing:
+            tell()
+            return
+        charge.changing.append(tell)
+        if charge.state in upkeep.RESTING:
+            charge.send(upkeep.START)
+        elif charge.state == upkeep.WAITING:
+            self._keeper.begin_round(charge, 0.0, alone=True)  # without what is left of its delay
+        else:
+            charge.replace("restart")
+
+
+class Child(ChildView):
+    """
+    A supervised child of a `Supervisor`.
+    """
+
+    _family: "Family"
+
+    def stop(self, timeout: float | None = None) -> None:
+        """
+        Stop it, and wait until it is gone with all that it started; it is not started again. Bounded by the ladder's
+        own time.
+
+        Args:
+            timeout: Seconds after which it gets no more time to end by itself; default: its ``stop_timeout``.
+        """
+        gone = threading.Event()
+        self._call(functools.partial(self._stop, gone.set))
+        self._family.wait(gone, timeout, self._hurry)
+
+    def restart(self) -> None:
+        """
+        Have another process take its place, and wait until that is ready, or the child at rest.
+        """
+        done = threading.Event()
+        self._call(functools.partial(self._restart, done.set))
+        self._family.wait(done, None, self._hurry)
+
+    def stacks(self) -> str:
+        """
+        What its threads do now, as text; for a command what the kernel says of it.
+        """
+        done = threading.Event()
+        found: list[str] = []
+        self._call(functools.partial(self._look, found, done.set))
+        self._family.wait(done, None, self._hurry)
+        return found[0] if found else ""
+
+    def _stop(self, tell: Callable[[], object]) -> None:
+        self._charge.stop("stop")
+        self._charge.when_resting(tell)
+
+    def _hurry(self) -> None:
+        for run in self._charge.processes():
+            run.send(upkeep.HURRY)
+
+    def _look(self, found: list[str], tell: Callable[[], object]) -> None:
+        run = self._charge.run
+        if run is None or run.state not in upkeep.ALIVE:
+            tell()
+            return
+
+        def seen(text: str | None, _error: BaseException | None) -> None:
+            found.append(text or "")
+            tell()
+
+        self._keeper.pump.spawn(run.stacks_flow(), seen)
+
+
+class Family:
+    """
+    The children of a blocking Supervisor, and the thread that serves them.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+        self.thread: threading.Thread = new_thread(keeper)
+        self.signalled: list[int] = []
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._handlers: dict[int, Any] = {}
+        keeper.on_broken.append(self._wake)
+        keeper.on_over.append(self._wake)
+        with hold():
+            try:
+                self.thread.start()
+            except BaseException:  # no further thread is allowed
+                keeper.pump.close()
+                os.close(self._wake_fd)
+                raise
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake_fd, 1)
+
+    def check_thread(self) -> None:
+        """
+        Whether this thread can wait for the family.
+
+        Raises:
+            WaitInCallback: It is the one that serves it.
+            ForeignCopy: This is a forked copy of the program.
+        """
+        keeper = self.keeper
+        if keeper.pid != os.getpid():
+            raise ForeignCopy(f"Supervisor {keeper.name!r}", owner_pid=keeper.pid, pid=os.getpid())
+        if threading.get_ident() == self.thread.ident:
+            from safespawn.pool_errors import WaitInCallback
+
+            raise WaitInCallback(f"Supervisor {keeper.name!r}")
+
+    def wait(self, event: threading.Event, timeout: float | None, hurry: Callable[[], object]) -> None:
+        """
+        Wait for *event*. *timeout*, and Ctrl-C, only make it come sooner; Ctrl-C is raised then.
+        """
+        self.check_thread()
+        interruption: BaseException | None = None
+        while True:
+            try:
+                if event.wait(timeout):
+                    break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interruption = error
+            timeout = None
+            self.keeper.call(hurry)
+            if not self.thread.is_alive():
+                break
+        if interruption is not None:
+            raise interruption
+
+    def start(self, terms: Terms) -> Child:
+        """
+        Start a child, and wait until it is ready.
+        """
+        self.check_thread()
+        keeper = self.keeper
+        done = threading.Event()
+        errors: list[BaseException | None] = []
+        charges: list[Charge] = []
+
+        def answer(error: BaseException | None) -> None:
+            errors.append(error)
+            done.set()
+
+        def begin() -> None:
+            charge = keeper.start(terms, answer)
+            if charge is not None:
+                charges.append(charge)
+
+        try:
+            keeper.call(begin)
+            while not done.wait(1.0):
+                if not self.thread.is_alive():
+                    raise keeper.broken or BadArgument("the supervisor is closed", parameter="self")
+        except BaseException:
+            self._cancel(charges)
+            raise
+        error = errors[0]
+        if error is not None:
+            raise error
+        child = Child(keeper, charges[0])
+        child._family = self  # noqa: SLF001 - the same module's
+        return child
+
+    def _cancel(self, charges: list[Charge]) -> None:
+        """
+        A start that nobody waits for any more: what there is of it ends.
+        """
+        gone = threading.Event()
+
+        def end() -> None:
+            if charges:
+                charges[0].stop("cancelled")
+                charges[0].when_resting(gone.set)
+            else:
+                gone.set()
+
+        self.keeper.call(end)
+        limit = time.monotonic() + STOP_SECONDS + KILL_SECONDS + LATE_SECONDS
+        while self.thread.is_alive() and time.monotonic() < limit and not gone.wait(0.5):
+            pass
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+    def serve(self, signals: Iterable[int], timeout: float | None) -> int | None:
+        """
+        Wait for a signal, for the end of all children, or that they are given up.
+        """
+        self.check_thread()
+        if threading.current_thread() is threading.main_thread():
+            for number in signals:
+                self._handlers.setdefault(int(number), signal.signal(number, self._on_signal))
+        notify("READY=1")
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        look = select.poll()
+        look.register(self._wake_fd, select.POLLIN)
+        tell = self._wake
+        self.keeper.call(functools.partial(self._tell_when_idle, tell))
+        while True:
+            if self.keeper.broken is not None:
+                raise self.keeper.broken
+            if self.signalled:
+                return self.signalled[0]
+            if self.is_idle() or time.monotonic() >= deadline:
+                return None
+            left = deadline - time.monotonic()
+            look.poll(None if left == math.inf else max(0, math.ceil(left * 1000)))
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+
+    def is_idle(self) -> bool:
+        """
+        Whether all children are at rest, so that nothing will happen any more.
+        """
+        return all(charge.state in upkeep.RESTING and charge.is_clear for charge in list(self.keeper.charges.values()))
+
+    def _tell_when_idle(self, tell: Callable[[], object]) -> None:
+        for charge in self.keeper.charges.values():
+            charge.when_resting(tell)
+        tell()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """
+        The handler, while `serve` waits and until all is closed. What it calls takes no lock.
+        """
+        self.signalled.append(number)
+        if len(self.signalled) > 1:
+            self.keeper.call(self.keeper.hurry)
+        self._wake()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """
+        Stop all children. Ctrl-C makes it shorter, and is raised in the end.
+        """
+        keeper = self.keeper
+        if keeper.pid != os.getpid():
+            return
+        self.check_thread()
+        keeper.call(keeper.close)
+        limit = time.monotonic() + keeper.bound() + LATE_SECONDS
+        interruption: BaseException | None = None
+        while self.thread.is_alive():
+            try:
+                self.thread.join(max(0.0, limit - time.monotonic()))
+                if time.monotonic() >= limit:
+                    break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interruption = interruption or error
+                keeper.call(keeper.hurry)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+        if not self.thread.is_alive():
+            fd, self._wake_fd = self._wake_fd, -1
+            if fd >= 0:
+                os.close(fd)
+        if interruption is not None:
+            raise interruption
+
+    def events(self) -> "Events":
+        """
+        What happens from now on.
+        """
+        return Events(self)
+
+
+class Events(Iterator[Event]):
+    """
+    What happens to a Supervisor's children. It ends when the supervisor is left.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._woken = threading.Event()
+        self._feed = Feed(self._woken.set)
+        self._keeper = family.keeper
+        self._keeper.feeds.append(self._feed)
+        if self._keeper.over:
+            self._feed.end()
+
+    @property
+    def dropped(self) -> int:
+        """
+        How many were not read in time, and are lost.
+        """
+        return self._feed.dropped
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def get(self, timeout: float | None = None) -> Event | None:
+        """
+        The next one; None after *timeout* seconds, or at the end.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._feed.events:
+            if self._feed.ended:
+                return None
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self._woken.wait(left)
+            self._woken.clear()
+        return self._feed.events.popleft()
+
+    def close(self) -> None:
+        """
+        Collect no more.
+        """
+        with contextlib.suppress(ValueError):
+            self._keeper.feeds.remove(self._feed)
+        self._feed.end()

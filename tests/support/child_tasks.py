@@ -1,0 +1,144 @@
+"""
+What the tests of supervised children have them do, and one way to supervise over all faces.
+"""
+
+# ruff: noqa: D103 - each is read where it is used, and does what it is called
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+
+import anyio
+
+import safespawn
+
+SECONDS = 20.0  # for an event on a busy machine; a hang ends as a failure that says so
+PLAIN = ["sleep", "1000"]
+STUBBORN = ["sh", "-c", "trap '' TERM; sleep 1000 & echo up; while :; do wait; done"]
+
+
+class Kept:
+    """
+    A supervisor that was entered, on one face. Its events are read by `until`.
+    """
+
+    def __init__(self, supervisor, *, is_async):
+        self.supervisor = supervisor
+        self.is_async = is_async
+        self.seen = []
+        self._events = supervisor.events()
+
+    async def start(self, name, target, *args, **options):
+        found = self.supervisor.start(name, target, *args, **options)
+        return await found if self.is_async else found
+
+    async def call(self, method, *args):
+        result = method(*args)
+        return await result if self.is_async else result
+
+    async def next(self):
+        if self.is_async:
+            with anyio.fail_after(SECONDS):
+                event = await anext(self._events)
+        else:
+            event = self._events.get(timeout=SECONDS)
+            assert event is not None, f"no event; before: {self.seen[-5:]}"
+        self.seen.append(event)
+        return event
+
+    async def until(self, kind, child=None):
+        """The next event of this kind (and child)."""
+        while True:
+            event = await self.next()
+            if type(event).__name__ == kind and child in (None, event.child):
+                return event
+
+    def story(self, *kinds):
+        """What was seen of these kinds, as words."""
+        return [f"{type(each).__name__} {each.child}" for each in self.seen if type(each).__name__ in kinds]
+
+
+@contextlib.asynccontextmanager
+async def keeping(face, **options):
+    """
+    Enter a supervisor as a program of this face does.
+    """
+    options = {"guard": "off", **options}
+    if face.is_async:
+        async with safespawn.AsyncSupervisor(**options) as supervisor:
+            yield Kept(supervisor, is_async=True)
+    else:
+        with safespawn.Supervisor(**options) as supervisor:
+            yield Kept(supervisor, is_async=False)
+
+
+# --- what runs in the children ---------------------------------------------------------------------------------------
+def polite(value):
+    logging.getLogger("polite").warning("starts with %s", value)
+    print(f"printed {value}", flush=True)
+    assert not safespawn.stop_requested()  # from here on SIGTERM raises nothing
+    safespawn.ready({"value": value, "pid": os.getpid()})
+    while not safespawn.stop_requested(60.0):
+        raise AssertionError("nobody asks")
+    logging.getLogger("polite").warning("stops with %s", value)
+
+
+def with_finally(path):
+    try:
+        safespawn.ready()
+        time.sleep(1000)
+    finally:
+        with open(path, "a") as file:
+            file.write("finally\n")
+
+
+def raises_early(message):
+    raise LookupError(message)
+
+
+def raises_late(message):
+    safespawn.ready()
+    raise LookupError(message)
+
+
+def never_ready():
+    time.sleep(1000)
+
+
+def beats(count):
+    safespawn.ready()
+    for _ in range(count):
+        safespawn.beat()
+        time.sleep(0.02)
+    time.sleep(1000)
+
+
+def unready_value():
+    safespawn.ready(threading.Lock())
+
+
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    safespawn.ready()
+    while True:
+        time.sleep(1000)
+
+
+async def coroutine():
+    safespawn.ready("from a coroutine")
+    await anyio.sleep(1000)
+
+
+def inherits(event):
+    safespawn.ready()
+    event.wait()
+
+
+def inner_supervisor():
+    with safespawn.Supervisor("inner", guard="off") as supervisor:
+        child = supervisor.start("sleep", PLAIN)
+        safespawn.ready(child.pid)
+        supervisor.serve()
