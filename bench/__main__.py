@@ -17,7 +17,9 @@ import sys
 from bench.harness import Figure
 
 POOL_SUBJECTS = ("pool_latency", "pool_rate", "pool_arrays", "pool_start", "pool_level")
-SUBJECTS = ("latency", "threads", "forked", "loop", "volume", "boot", "storm", "guard", "logging", *POOL_SUBJECTS)
+SUBJECTS = (
+    "latency", "threads", "forked", "loop", "volume", "boot", "storm", "guard", "children", "logging", *POOL_SUBJECTS,
+)  # fmt: skip
 
 
 def main() -> int:
