@@ -15,6 +15,7 @@ import weakref
 from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, ModuleType
 from typing import Any, Self, cast
 
 from safespawn._core.dispatch import Pace, Task, describe, unwrapped
@@ -747,15 +748,50 @@ class Stream(Iterator[Any]):
 
 def pace_key(function: Any) -> Any:
     """
-    What the pace of *function* is remembered by.
+    What the pace of *function* is remembered by, and what names it in messages.
+
+    It is kept for long, so it must hold none of the caller's data: not the variables of a closure, nor the state of an
+    object that is called, nor the array of ``array.sum``. And it is the same for each of many that are made alike.
     """
     function = unwrapped(function)  # there may be a new partial each time
-    function = getattr(function, "__func__", function)
-    try:
-        hash(function)
-    except TypeError:
-        return cast("Any", type(function))
-    return function
+    kind = cast("Any", type(function))
+    if kind is FunctionType and (function.__closure__ is None or not hasattr(function, "__wrapped__")):
+        return function if "<" not in function.__qualname__ else _local(function)
+    if isinstance(function, type):
+        return cast("Any", function)
+    inner = getattr(function, "__func__", None) or getattr(function, "__wrapped__", None)
+    if inner is not None:
+        return pace_key(inner)
+    holder: Any = getattr(function, "__self__", None)
+    if holder is not None and not isinstance(holder, (type, ModuleType)):
+        return getattr(cast("Any", type(holder)), function.__name__, kind)
+    return function if hasattr(function, "__name__") else kind  # of those without a name there may be any number
+
+
+class _Local:
+    """
+    The name of a function inside a function, or of a lambda.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.__module__ = function.__module__
+        self.__qualname__ = function.__qualname__
+
+
+_LOCALS = 512  # that are known at once; arbitrary
+_locals: dict[Any, _Local] = {}
+
+
+def _local(function: Any) -> _Local:
+    """
+    What stands for *function*, and for all others that the same line has made.
+    """
+    found = _locals.get(function.__code__)
+    if found is None:
+        if len(_locals) >= _LOCALS:
+            _locals.clear()
+        found = _locals[function.__code__] = _Local(function)
+    return found
 
 
 _OPTIONS = {"timeout", "retries", "priority", "key"}
