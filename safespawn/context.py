@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing import reduction, spawn
 from typing import TYPE_CHECKING, Any, Self
 
-from safespawn._worker import current, main_module
+from safespawn._worker import current, elsewhere, main_module
 from safespawn._worker.messages import START_FAILED
 from safespawn._worker.process import InheritedFd, messages
 
@@ -146,6 +146,7 @@ class Popen:
         data: dict[str, Any] = spawn.get_preparation_data(process.name)
         for name in ("dir", "init_main_from_name", "init_main_from_path"):
             data.pop(name, None)  # it starts in our directory; the file is loaded when it is needed
+        data["elsewhere"] = elsewhere.places()
         file = io.BytesIO()
         _contexts.set_spawning_popen(self)
         try:

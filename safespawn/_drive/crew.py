@@ -132,7 +132,11 @@ class Crew:
     def warm(self) -> None:
         """
         Have the template started: the workers come with the first task.
+
+        Not for a pool that a module makes as it is imported for a task: few of these have a task of their own.
         """
+        if current.unpacking and threading.get_ident() == threading.main_thread().ident:
+            return
         self.pump.call_soon(functools.partial(muster.boot, self))
 
     def start(self, *, main: bool) -> None:

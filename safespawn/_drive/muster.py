@@ -25,6 +25,7 @@ from safespawn._drive.post import Post
 from safespawn._drive.relay import relay
 from safespawn._drive.template import BOOT_SECONDS, THREADS_OF_LIBRARIES, Template, TemplateKey
 from safespawn._drive.worker import Worker, send_setup, start_worker_flow, worker_spec
+from safespawn._worker import elsewhere
 from safespawn._worker.carried import TOKEN_BYTES
 from safespawn._worker.journal import STRIDE
 from safespawn.errors import BrokenError
@@ -239,6 +240,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         "cpus": cpus_of(crew, seat.index) if post.is_spare else None,
         "is_spare": post.is_spare,
         "path": list(map(str, sys.path)),
+        "elsewhere": elsewhere.places(),
         "argv": list(map(str, sys.argv)),
         "main": crew.config.main,
         "authkey": authkey(),

@@ -22,6 +22,7 @@ from safespawn._core.connection import close_all
 from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._core.spec import SpawnSpec
 from safespawn._drive.generation import SHARED_SECONDS, Generation
+from safespawn._worker import elsewhere
 from safespawn._worker.messages import write_long
 from safespawn._zygote import wire
 from safespawn.errors import BootError, RemoteProtocolError, SafespawnError
@@ -268,6 +269,7 @@ def refusal(words: tuple[Any, ...]) -> SafespawnError:
 def _config(key: TemplateKey, connections: int) -> int:
     config = {
         "path": list(map(str, sys.path)),
+        "elsewhere": elsewhere.places(),
         "argv": list(map(str, sys.argv)),
         "main": key.main,
         "preload": list(key.preload),

@@ -29,9 +29,11 @@ def main(arguments: list[str]) -> None:
     sys.argv[:] = config["argv"]
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[0] = package  # in the place of this directory
+    from safespawn._worker import elsewhere
     from safespawn._worker.template import serve
 
     sys.path[:] = config["path"]
+    elsewhere.install(config["elsewhere"])
     serve(control_fd, application_pid, config)
 
 

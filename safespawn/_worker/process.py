@@ -23,7 +23,7 @@ import os
 from multiprocessing import process, reduction, spawn
 from typing import Any
 
-from safespawn._worker import main_module
+from safespawn._worker import elsewhere, main_module
 from safespawn._worker.messages import INLINE_BYTES, RECEIVE_BYTES, write_long
 
 util: Any = multiprocessing.util  # for the type checkers, who do not know all that is in there
@@ -98,7 +98,9 @@ def main(task_fd: int) -> int:
     current._inheriting = True
     try:
         with file:
-            spawn.prepare(reduction.pickle.load(file))  # type: ignore[attr-defined]
+            data = reduction.pickle.load(file)  # type: ignore[attr-defined]
+            elsewhere.install(data.pop("elsewhere"))
+            spawn.prepare(data)
             subject = reduction.pickle.load(file)  # type: ignore[attr-defined]
     finally:
         del current._inheriting

@@ -28,7 +28,7 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from safespawn._core.dispatch import describe
-from safespawn._worker import current, journal, main_module, process
+from safespawn._worker import current, elsewhere, journal, main_module, process
 from safespawn._worker.arena import Arena, receive
 from safespawn._worker.journal import Journal
 from safespawn._worker.messages import (
@@ -294,6 +294,7 @@ class Worker:
         Become what the application says.
         """
         sys.path[:] = body["path"]
+        elsewhere.install(body["elsewhere"])
         sys.argv[:] = body["argv"]
         current.worker = current.CurrentWorker(body["pool"], body["index"], os.getpid())
         if body["cpus"] is not None:
