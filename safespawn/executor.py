@@ -15,12 +15,14 @@ import functools
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import InvalidStateError
+from types import TracebackType
 from typing import Any
 
 from safespawn._core import dispatch
@@ -257,6 +259,17 @@ class Executor(ThreadedPool, concurrent.futures.Executor):
         if wait and threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """
+        Wait for the work, as the standard's, which does so for an exception too; but not for Ctrl-C. The standard's
+        workers have had that as well, and ours have not: they are ended.
+        """
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._crew.pid == os.getpid():
+            self._crew.terminate()
+        self.shutdown(wait=True)
+
     def terminate_workers(self) -> None:
         """
         `shutdown` at once: what waits is cancelled, the workers get SIGTERM, what they ran fails with `WorkerDied`.
@@ -365,12 +378,16 @@ def _register() -> None:
 
 def _finish_all() -> None:
     """
-    At the end of the program: what was submitted is done first, as by the standard executors.
+    At the end of the program: what was submitted is done first, as by the standard executors; not if it dies of Ctrl-C,
+    which the workers of those have had as well.
     """
     global _exiting  # noqa: PLW0603 - once in a program
     _exiting = True
+    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     left = [(thread, crew) for thread, crew in list(_open.items()) if crew.pid == os.getpid()]
     for _, crew in left:
+        if interrupted and not hasattr(sys, "ps1"):  # at a prompt Ctrl-C ends a line, not the program
+            crew.terminate()
         crew.close()
     for thread, _ in left:
         thread.join()

@@ -13,6 +13,7 @@ Runs in: application, any thread.
 """
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -182,7 +183,8 @@ def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:
     """
     from safespawn._core.explain import spawn_error
 
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):  # no interpreter, or no /proc: not the command's doing
+    unusable = error.errno == errno.EACCES and not os.access(sys.executable, os.X_OK)
+    if unusable or error.errno in (errno.ENOENT, errno.ENOTDIR):  # no interpreter, or no /proc: not the command's doing
         return BootError(str(error), executable=sys.executable)
     stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "zygote"
     return spawn_error(error.errno or errno.EIO, None, stage=stage, argv=spec.argv)

@@ -22,6 +22,7 @@ from safespawn import supervisor
 from safespawn._core import child
 from safespawn._drive import engine, inbox
 from safespawn.errors import BootError
+from safespawn.executor import Executor
 from safespawn.pool import Pool
 from support import fault_tasks as tasks
 from support.children import survivors
@@ -131,6 +132,14 @@ def exits(how):
 
 def interrupted(where):
     """A program of the usual form that waits for its pool, and has no handler for Ctrl-C."""
+    if where == "executor":
+        with Executor(SIZE) as executor:
+            say(first=list(executor.map(tasks.echo, range(4))))
+            list(executor.map(tasks.nap, [60] * 8))
+    if where == "executor without a block":
+        executor = Executor(SIZE)
+        say(first=list(executor.map(tasks.echo, range(4))))
+        list(executor.map(tasks.nap, [60] * 8))
     with Pool(SIZE) as pool:
         pool.map(tasks.echo, range(4))
         if where == "join":

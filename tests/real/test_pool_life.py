@@ -115,6 +115,8 @@ def test_an_exception_ends_the_program_and_its_pool(census):
         ("apply", True),
         ("join", False),
         ("spin", True),
+        ("executor", False),
+        ("executor without a block", True),
         *[pytest.param(*each, marks=STRESS) for each in (("get", False), ("imap", True), ("stream", False))],
     ],
 )

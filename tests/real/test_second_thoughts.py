@@ -261,3 +261,13 @@ def test_failed_starts_leave_nothing_in_the_zygote():
         before = resident()
         fail(700)
         assert resident() - before < 4 * 1024 * 1024
+
+
+def test_an_interpreter_that_may_not_be_run(tmp_path) -> None:
+    """After its rights were dropped a program cannot run its own interpreter any more: it is told so, by its name."""
+    python = tmp_path / "python"
+    python.touch()
+    program = f"import sys, safespawn; sys.executable = {str(python)!r}; safespawn.run(['true'])"
+    done = safespawn.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert "BootError: the zygote did not come up: [Errno 13] Permission denied" in done.stderr
+    assert str(python) in done.stderr
