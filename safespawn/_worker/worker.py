@@ -726,15 +726,38 @@ _RUN = Worker.run.__code__  # below it are the worker's own frames, which runpy 
 def _synchronous(iterator: Any) -> Any:
     """
     The items of an asynchronous iterator.
+
+    All of it runs in one task of the loop: what it opens before one item, a time limit or a span, it may close after
+    another. The loop stands still between the items.
     """
     import asyncio
 
     loop = asyncio.new_event_loop()
+    handed: list[tuple[Any, asyncio.Future[None]]] = []
+
+    async def hand_over() -> None:
+        try:
+            async for item in iterator:
+                wanted = loop.create_future()
+                handed.append((item, wanted))
+                loop.stop()
+                await wanted
+        finally:
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+
+    task = loop.create_task(hand_over())
+    task.add_done_callback(lambda _: loop.stop())
     try:
         while True:
-            try:
-                yield loop.run_until_complete(anext(iterator))
-            except StopAsyncIteration:
+            loop.run_forever()
+            if not handed:
+                task.result()
                 return
+            item, wanted = handed.pop()
+            yield item
+            wanted.set_result(None)
     finally:
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
         loop.close()

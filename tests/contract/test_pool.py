@@ -310,6 +310,19 @@ def test_a_generator_streams(pool):
         list(pool.stream(tasks.fail_after, (3,)))
 
 
+def test_an_asynchronous_generator_runs_in_one_task(pool, tmp_path):
+    """What it opens before one item it can close after another; its end is run also when its reader has enough."""
+    path = tmp_path / "ended"
+    assert list(pool.stream(tasks.count_in_a_span, (3, str(path)))) == [(0, "open"), (1, "open"), (2, "open")]
+    path.unlink()
+    with pool.stream(tasks.count_in_a_span, (1000, str(path)), buffersize=1) as stream:
+        assert next(stream) == (0, "open")
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_stream_is_held_back_by_its_reader(pool, tmp_path):
     """The generator is never more than *buffersize* items ahead."""
     path = tmp_path / "at"

@@ -4,7 +4,9 @@ What the tests of pools have their workers do.
 
 # ruff: noqa: D103 - each is read where it is used, and does what it is called
 
+import asyncio
 import contextlib
+import contextvars
 import logging
 import multiprocessing
 import os
@@ -103,6 +105,26 @@ def count_to(n):
 async def count_slowly(n):
     for number in range(n):
         yield number
+
+
+SPAN = contextvars.ContextVar("SPAN", default="none")
+
+
+async def count_in_a_span(n, path):
+    """
+    Count, with a time limit and a context variable that are open from one item to the next; *path* is made at the end.
+    """
+    token = SPAN.set("open")
+    try:
+        async with asyncio.timeout(60):
+            for number in range(n):
+                yield number, SPAN.get()
+                await asyncio.sleep(0)
+    finally:
+        await asyncio.sleep(0)
+        SPAN.reset(token)
+        with open(path, "w"):
+            pass
 
 
 def count_and_note(n, path):
