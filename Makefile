@@ -23,9 +23,10 @@ here := $(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1)
 package := $(VENV)/.package-$(here)
 tests := $(VENV)/.test-$(here)
 dev := $(VENV)/.dev-$(here)
+integration := $(VENV)/integration/.made-$(here)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress lint format types mypy mypy-zygote pyright bench wheel clean requirements interpreter
+.PHONY: help demo test stress integration lint format types mypy mypy-zygote pyright bench wheel clean requirements interpreter
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +39,9 @@ test: $(tests)  ## the test suite
 
 stress: $(tests)  ## the tests that load the machine for minutes
 	$(py) -m pytest -m stress $(ARGS)
+
+integration: $(integration)  ## the library inside others, in an environment that has them: joblib, FastAPI, Celery, ...
+	$(VENV)/integration/bin/python -m pytest -m integration $(ARGS) tests/integration
 
 lint: $(dev)  ## ruff: rules and formatting
 	@rc=0; $(py) -m ruff check . || rc=1; $(py) -m ruff format --check . || rc=1; exit $$rc
@@ -133,6 +137,13 @@ $(tests): pyproject.toml | $(py) interpreter
 	@$(py) -c "$$list_group" test > $(VENV)/test.txt
 	$(pip) --editable . --requirement $(VENV)/test.txt
 	@touch $@ $(package)
+
+$(integration): pyproject.toml | $(py) interpreter
+	@$(py) -m venv $(VENV)/integration
+	@$(py) -c "$$list_group" integration > $(VENV)/integration.txt
+	$(VENV)/integration/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --editable . --requirement $(VENV)/integration.txt
+	@touch $@
 
 $(dev): pyproject.toml | $(py) interpreter
 	@$(py) -c "$$list_group" dev > $(VENV)/dev.txt

@@ -47,7 +47,11 @@ OPTIONAL = {
     "safespawn/_ps.py": {"rich"},
 }
 # Loaded by the program that it is a part of, and by nobody else:
-PLUGINS = {"safespawn/pytest_plugin.py": {"pytest"}}
+PLUGINS = {
+    "safespawn/integrations/joblib.py": {"joblib"},
+    "safespawn/integrations/otel.py": {"opentelemetry"},
+    "safespawn/pytest_plugin.py": {"pytest"},
+}
 # What one module may import from above, inside functions: a template that must refuse says who started the thread.
 ABOVE = {"safespawn/_worker/template.py": {"safespawn.guard"}}
 
