@@ -71,7 +71,7 @@ def test_one_trace(tmp_path) -> None:
 # --- servers ----------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def server(*argv, ready, code=0, env=None):
-    """A server, with its output up to the line in which *ready*, a pattern, is found; it ends in order, with *code*, after SIGTERM."""
+    """A server, up to the line in which *ready*, a pattern, is found. It ends in order, with *code*, after SIGTERM."""
     process = subprocess.Popen(
         [sys.executable, "-m", *argv], cwd=EXAMPLES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},

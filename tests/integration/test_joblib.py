@@ -10,12 +10,14 @@ import pytest
 import safespawn
 from support import pool_tasks
 
+# ruff: noqa: D103 - what the calls do is in their names
+
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded(_warm):
-    """What the import of joblib and NumPy leaves for the life of the process, threads of BLAS, is there from the start."""
+    """What the imports leave for the life of the process, threads of BLAS, is there from the start."""
     pytest.importorskip("joblib")
     pytest.importorskip("numpy")
 
@@ -96,7 +98,7 @@ def test_an_exception(parallel) -> None:
 
 def test_a_worker_that_dies(parallel) -> None:
     """Its call fails, by the name of the function, and the workers can be used again."""
-    with pytest.raises(safespawn.WorkerDied, match="SIGKILL while running .*kill_at"):
+    with pytest.raises(safespawn.WorkerDied, match=r"SIGKILL while running .*kill_at"):
         parallel()(calls(kill_at, *[(number, 5) for number in range(10)]))
     assert parallel()(calls(kill_at, *[(number, -1) for number in range(10)])) == list(range(10))
 

@@ -4,6 +4,8 @@ import pytest
 
 import safespawn
 
+# ruff: noqa: D103 - what the tasks do is in their names
+
 pytestmark = pytest.mark.integration
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
