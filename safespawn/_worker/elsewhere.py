@@ -3,7 +3,7 @@ Modules that the program has and that nothing in `sys.path` would give: workers 
 
 A program may have changed `sys.path` since: Celery and others put the working directory there while they import the
 application, and take it out again; pytest imports test files by their place. A fork of the program would have these
-modules. A worker finds just these, by a finder behind all others.
+modules. A worker finds just these, by a finder before all others.
 
 Runs in: `places` in the application, or in a worker that starts workers of its own; the rest in template and worker.
 """
@@ -54,7 +54,8 @@ def _place(name: str, module: Any) -> str:
 
 class _Finder:
     """
-    The last finder in `sys.meta_path`.
+    The first finder in `sys.meta_path`: what the program has by a name is what a worker finds by it, even if `sys.path`
+    has something else of that name.
     """
 
     def __init__(self) -> None:
@@ -78,4 +79,4 @@ def install(found: dict[str, str]) -> None:
     """
     _finder.places = found
     if found and _finder not in sys.meta_path:
-        sys.meta_path.append(_finder)
+        sys.meta_path.insert(0, _finder)

@@ -87,6 +87,7 @@ def test_modules_that_no_path_leads_to(package, tmp_path) -> None:
     (home / "single.py").write_text(TASKS.format(extra="import helper_of_mine"))
     (home / "helper_of_mine.py").touch()
     (home / "late.py").write_text(TASKS.format(extra="pool = safespawn.Pool(1)"))
+    (tmp_path / "single.py").write_text("raise ImportError('this one the program has not')")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     census = Census()
