@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # a process that starts none of its own needs nothing of this
 util: Any = multiprocessing.util  # for the type checkers, who do not know all that is in these three
 _contexts: Any = contexts
 _processes: Any = processes
+_reduction: Any = reduction
 
 START_METHOD = "safespawn"
 START_ATTEMPTS = 3  # with a new template each
@@ -151,10 +152,24 @@ class Popen:
         _contexts.set_spawning_popen(self)
         try:
             reduction.dump(data, file)
+            begin = file.tell()
             reduction.dump(process, file)
+            if main_module.describe() is None and b"__main__" in file.getbuffer()[begin:].tobytes():
+                self._dump_by_value(process, file, begin)
         finally:
             _contexts.set_spawning_popen(None)
         return file.getvalue()
+
+    def _dump_by_value(self, process: processes.BaseProcess, file: io.BytesIO, begin: int) -> None:
+        """
+        Pickle *process* once more, with what was typed into an interactive session: no process could import that.
+        """
+        from safespawn._worker.payload import dump_main
+
+        file.seek(begin)
+        file.truncate()
+        self._fds.clear()
+        dump_main(process, file, _reduction.ForkingPickler(io.BytesIO()).dispatch_table)
 
     def duplicate_for_child(self, fd: int) -> int:
         """

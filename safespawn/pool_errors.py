@@ -96,7 +96,7 @@ class UnpicklableTask(PoolError, pickle.PicklingError, AttributeError, TypeError
     A task cannot be brought to a worker; nothing was run. It is of all three classes that pickle raises for that.
 
     Args:
-        what: What was to be pickled: "task", "initializer".
+        what: What was to be pickled: "task", "initializer", "process".
         path: Where in it the trouble lies: `args[1].config.lock`; "" if it was not found.
         type_name: The type there; "" if it is not known.
         reason: What pickle said.

@@ -18,7 +18,7 @@ from pickle import Pickler, PicklingError, dumps, loads
 
 TYPE_CHECKING = False  # as in typing, which workers need not import
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pickle import PickleBuffer
     from typing import Any, Final
 
@@ -134,6 +134,30 @@ def _pack_main(value: object, what: str, packed: tuple[bytes, list[memoryview]])
     except PicklingError as error:
         raise _refusal(value, what, error, _NoMain) from error
     return packed  # it has the text only
+
+
+def dump_main(value: object, file: Any, table: Mapping[type, Any]) -> None:
+    """
+    Pickle *value*, a process that perhaps needs what the main module defines, into *file*, by value.
+
+    Args:
+        value: The process.
+        file: Where to.
+        table: How to reduce what pickle does not know (copyreg's form).
+
+    Raises:
+        UnpicklableTask: It needs it, and cloudpickle is not installed; or it does not pickle at all.
+    """
+    from collections import ChainMap
+
+    cloudpickle = _cloudpickle()
+    base: Any = _NoMain if cloudpickle is None else cloudpickle.Pickler
+    tables: Any = ChainMap({}, dict(table), *([] if cloudpickle is None else [base.dispatch_table]))
+    pickler: Any = type("Pickler", (base,), {"dispatch_table": tables})  # looked up once, in the class
+    try:
+        pickler(file, _PROTOCOL).dump(value)
+    except PicklingError as error:
+        raise _refusal(value, "process", error, pickler, by_value=cloudpickle is not None) from error
 
 
 # --- which part of a value does not pickle ---------------------------------------------------------------------------

@@ -150,3 +150,41 @@ def test_the_second_incident():
         app.process.wait(20)
     assert facts["codes"] == [0] * 100
     assert facts["slowest"] < 10
+
+
+@pytest.mark.parametrize("cloudpickle", [True, False], ids=["cloudpickle", "plain"])
+def test_what_was_typed_in_goes_by_value_or_is_refused(cloudpickle):
+    """
+    A process runs a function of an interactive session, with a lock and a connection; without cloudpickle `start` says
+    what to do, and nothing is started.
+    """
+    program = """
+import multiprocessing, safespawn
+def double(lock, connection, number):
+    with lock:
+        connection.send(Number(number).value * 2)
+class Number:
+    def __init__(self, value):
+        self.value = value
+here, there = multiprocessing.Pipe()
+lock = safespawn.get_context().Lock()
+process = safespawn.Process(target=double, args=(lock, there, 21))
+process.start()
+there.close()
+print(here.recv())
+process.join()
+print(process.exitcode)
+"""
+    if not cloudpickle:
+        program = "import sys; sys.modules['cloudpickle'] = None" + program
+    census = Census()
+    done = subprocess.run(
+        [sys.executable], input=program, env=ENV, capture_output=True, text=True, timeout=60, check=False
+    )
+    if cloudpickle:
+        assert (done.stdout, done.stderr) == ("42\n0\n", "")
+    else:
+        assert done.stdout == ""
+        assert "UnpicklableTask: the process cannot be pickled: process._target" in done.stderr
+        assert "safespawn[cloudpickle]" in done.stderr
+    assert census.gone(10.0) == {}
