@@ -15,7 +15,7 @@ from support.applications import Census
 from support.children import complaints
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def relative(path: Path) -> str:
@@ -93,13 +93,26 @@ def test_popen_options_are_documented() -> None:
     assert set(Popen.__init__.__kwdefaults__) - documented() == set()
 
 
+def script(path):
+    """The module in the file *path* of the project."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("name", ["session", "run", "child"])
 def test_tables_are_the_codes(name) -> None:
     """docs/design.md shows the tables that the code goes by (`python docs/state_table.py --write`)."""
-    spec = importlib.util.spec_from_file_location("state_table", ROOT / "docs/state_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("docs/state_table.py")
     assert module.in_page(module.PAGE.read_text("utf-8"), name) == module.table(name)
+
+
+def test_session_picture_is_the_codes() -> None:
+    """The picture is the one that is drawn of the table (`python docs/state_table.py --write`), with every state."""
+    module = script("docs/state_table.py")
+    assert module.PICTURE.read_text("utf-8") == module.picture()
+    assert {*module.PLACES, "gone"} == set(session.STATES)
 
 
 def test_table_is_complete() -> None:
