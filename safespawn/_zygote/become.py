@@ -15,7 +15,7 @@ import signal
 import lend
 import system
 import wire
-from program import LaunchError, enter, step, try_each
+from program import LaunchError, enter, start_from, step, try_each
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def settle(  # noqa: PLR0917 - as above
     In the forked child: all but the exec; returns the files that may be the program.
 
     The order is the kernel's wish: session and group first (they need no right), limits, nice and CPU set while the
-    rights are still there, then groups, gid, uid; the death signal behind them, because a change of uid clears it; the
-    working directory last of all but exec, as the new user, who may not have the right to it.
+    rights are still there, and the application's directory, which the new user may have no right to; then groups, gid,
+    uid; the death signal behind them, because a change of uid clears it; the directory that is asked for last of all
+    but exec, as the new user, who must have the right to it.
     """
     if system.armed:
         system.failpoint("child.before_setup")
@@ -70,6 +71,7 @@ def settle(  # noqa: PLR0917 - as above
         step("session", os.setsid)
     if group is not None:
         step("process_group", os.setpgid, 0, group)
+    start_from(request, fds)
     take_on(lender, ambient, request[13])
     if flags & wire.NO_NEW_PRIVS:
         step("no_new_privs", system.prctl, system.PR_SET_NO_NEW_PRIVS, 1)
@@ -78,7 +80,7 @@ def settle(  # noqa: PLR0917 - as above
         step("pdeathsig", system.prctl, system.PR_SET_PDEATHSIG, death_signal)
         if os.getppid() != lender.own_pid:  # the zygote died before the line above
             os._exit(127)
-    candidates = enter(request, fds, env)  # before dup2, which may take fds[0]'s number
+    candidates = enter(request, env)
     for source, number in pairs:
         os.dup2(source, number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -26,7 +26,7 @@ import system
 import wire
 from become import become, report
 from lend import Lender, give_back
-from program import BUSY_PAUSES, LaunchError, enter, try_each
+from program import BUSY_PAUSES, LaunchError, enter, start_from, try_each
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
@@ -200,13 +200,15 @@ class Launcher:
         """
         Start the program in C, by vfork or as another *identity* by fork; returns its pid.
 
-        The directory is entered here, with the rights that the child will have; the zygote stays there until it tidies.
+        The directory is entered here, one that is asked for with the rights that the child will have; the zygote stays
+        there until it tidies.
         """
         env = ambient[0] if request[4] is None else request[4]
         pairs = self.wire_up(request, fds, ends)
+        start_from(request, fds)
         acting = None if identity is None else self.lender.act_as(identity)
         try:
-            candidates = enter(request, fds, env)
+            candidates = enter(request, env)
         finally:
             if acting:
                 give_back(acting)

@@ -28,14 +28,22 @@ class LaunchError(Exception):
         self.stage, self.errno, self.name = stage, number, name
 
 
-def enter(request: "tuple[Any, ...]", fds: list[int], env: dict[bytes, bytes]) -> list[bytes]:
+def start_from(request: "tuple[Any, ...]", fds: list[int]) -> None:
     """
-    Take on the directory and the umask, and say which files may be the program, in order.
+    Take on the application's directory, unless the request names one from the root.
     """
-    try:
-        os.fchdir(fds[0])
-    except OSError as error:
-        raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
+    directory = request[5]
+    if directory is None or not directory.startswith(b"/"):
+        try:
+            os.fchdir(fds[0])
+        except OSError as error:
+            raise LaunchError("cwd", error.errno or errno.EIO, b".") from None
+
+
+def enter(request: "tuple[Any, ...]", env: dict[bytes, bytes]) -> list[bytes]:
+    """
+    Take on the directory asked for and the umask, and say which files may be the program, in order.
+    """
     if request[5] is not None:
         try:
             os.chdir(request[5])

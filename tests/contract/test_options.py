@@ -202,6 +202,23 @@ async def test_another_user_is_treated_as_subprocess_does(face, tmp_path):
 
 
 @root_only
+@pytest.mark.parametrize("cwd", [None, "/", "open"])
+async def test_another_user_may_start_where_he_may_not_go(face, tmp_path, monkeypatch, cwd):
+    """The program's own directory may be closed to the user; only a cwd that is asked for, from there, may not."""
+    (tmp_path / "open").mkdir()
+    tmp_path.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    argv = ["readlink", "/proc/self/cwd"]
+    if cwd == "open":
+        with pytest.raises(PermissionError):
+            await face.run(argv, user=12345, cwd=cwd)
+    else:
+        done = await face.run(argv, user=12345, cwd=cwd, stdout=PIPE)
+        assert done.stdout.decode().strip() == str(cwd or tmp_path)
+        assert subprocess.run(argv, user=12345, cwd=cwd, stdout=PIPE, check=True).stdout == done.stdout
+
+
+@root_only
 def test_a_program_that_may_not_change_its_user():
     """Without the right to change the user the start fails with PermissionError and says at which stage."""
     code = (
