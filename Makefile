@@ -24,9 +24,12 @@ package := $(VENV)/.package-$(here)
 tests := $(VENV)/.test-$(here)
 dev := $(VENV)/.dev-$(here)
 integration := $(VENV)/integration/.made-$(here)
+docs := $(VENV)/.docs-$(here)
+SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress integration lint format types mypy mypy-zygote pyright bench wheel clean requirements interpreter
+.PHONY: help demo test stress integration lint format types mypy mypy-zygote pyright bench docs wheel clean requirements
+.PHONY: interpreter
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -72,13 +75,17 @@ pyright: $(dev)
 bench: $(tests)  ## every figure the README quotes, against the peers, in one run
 	$(py) -m bench $(ARGS)
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(docs)  ## the site, in site/: strict, and nothing in it is fetched from elsewhere
+	$(py) -m mkdocs build --strict --clean --site-dir "$(abspath $(SITE))"
+
 wheel: $(dev)  ## sdist and wheel, checked by twine
 	rm -rf $(DIST)
 	$(py) -m build --outdir $(DIST)
 	$(py) -m twine check --strict $(DIST)/*
 
 clean:  ## remove the environment, builds and caches
-	rm -rf $(VENV) $(DIST) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(DIST) $(SITE) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ---------------------------------------------------------------------------------------------------
@@ -149,3 +156,8 @@ $(dev): pyproject.toml | $(py) interpreter
 	@$(py) -c "$$list_group" dev > $(VENV)/dev.txt
 	$(pip) --editable . --requirement $(VENV)/dev.txt
 	@touch $@ $(tests) $(package)
+
+$(docs): pyproject.toml | $(py) interpreter
+	@$(py) -c "$$list_group" docs > $(VENV)/docs.txt
+	$(pip) --editable . --requirement $(VENV)/docs.txt
+	@touch $@ $(package)

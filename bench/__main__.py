@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 
+from bench import report
 from bench.harness import Figure
 
 POOL_SUBJECTS = ("pool_latency", "pool_rate", "pool_arrays", "pool_start", "pool_level")
@@ -35,6 +36,7 @@ def main() -> int:
     missed = failed = 0
     for subject in options.subjects or SUBJECTS:
         print(f"\n{importlib.import_module(f'bench.{subject}').TITLE}", flush=True)
+        about = report.facts(quick=options.quick)
         figures = measured(subject, options)
         if figures is None:
             failed += 1
@@ -43,11 +45,15 @@ def main() -> int:
         for figure in figures:
             print(line(figure), flush=True)
             missed += figure.met is False
+        if options.report:
+            report.add(options.report, subject, about, figures)
         found[subject] = [{**dataclasses.asdict(figure), "met": figure.met} for figure in figures]
     print(f"\n{missed} targets missed" + (f", {failed} subjects failed" if failed else ""))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"python": sys.version, "cores": len(os.sched_getaffinity(0)), "figures": found}, file, indent=2)
+    if options.report:
+        report.write(options.report)
     return 1 if failed or (options.strict and missed) else 0
 
 
@@ -56,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes: a look, not a figure")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--report", metavar="DIR", help="write them there as a page with tables and plots")
     parser.add_argument("--resident", type=int, default=2048, metavar="MIB", help="memory for 'forked' (default: 2048)")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a target is missed")
     parser.add_argument("--in-own-process", type=int, default=0, help=argparse.SUPPRESS)

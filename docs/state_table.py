@@ -1,6 +1,6 @@
 """
-The tables of `safespawn/_zygote/session.py` and `safespawn/_core/upkeep.py` as Markdown, and the first one as a picture,
-for docs/design.md.
+The tables of `safespawn/_zygote/session.py` and `safespawn/_core/upkeep.py` as Markdown, and the first one as a
+picture, for docs/design.md.
 
 `python docs/state_table.py` prints the tables; with `--write` it puts each between its two marks in docs/design.md, and
 draws docs/pictures/sessions.svg. A test fails while the page or the picture and the code differ.
@@ -24,8 +24,8 @@ TABLES = {
     "child": (upkeep.CHILD_STATES, upkeep.CHILD_EVENTS, upkeep.CHILD_TABLE, "what is done, in order"),
 }
 
-# Where the states stand in the picture; the arrows are the table's. An arrow to the final state "gone" ends at a mark of
-# its own beside the state that it comes from: seven long arrows less.
+# Where the states stand in the picture; the arrows are the table's. An arrow to the final state "gone" ends at a mark
+# of its own beside the state that it comes from: seven long arrows less.
 PLACES = {
     "idle": (110, 270), "launching": (390, 270), "running": (730, 270), "reaped": (390, 430), "held": (730, 430),
     "left": (565, 180), "ending": (1010, 270), "killing": (1010, 50),
@@ -34,8 +34,9 @@ BENDS = {  # how far an arrow's middle is moved to its left, in pixels
     ("idle", "launching"): 22, ("launching", "idle"): 22, ("launching", "killing"): 95,
 }  # fmt: skip
 SIDES = {  # where the loop stands, and where the mark of "gone": a direction from the state
-    "idle": ((0, -1), (0, 1)), "launching": ((-1, 1), (0, 1)), "running": ((1, -1), (0, 1)), "reaped": ((0, 1), (-1, 0)),
-    "held": ((0, 1), (1, 0)), "left": ((0, 1), (1, 0)), "ending": ((1, 1), (0, 1)), "killing": ((1, 1), (1, 0)),
+    "idle": ((0, -1), (0, 1)), "launching": ((-1, 1), (0, 1)), "running": ((1, -1), (0, 1)),
+    "reaped": ((0, 1), (-1, 0)), "held": ((0, 1), (1, 0)), "left": ((0, 1), (1, 0)),
+    "ending": ((1, 1), (0, 1)), "killing": ((1, 1), (1, 0)),
 }  # fmt: skip
 WIDTH, HEIGHT, HALF_WIDTH, HALF_HEIGHT, WAY, DROP = 1230, 530, 58, 21, 92, 56  # pixels
 

@@ -1,6 +1,8 @@
 """What the pages say is so: their code runs, their links lead somewhere, their lists are complete."""
 
 import importlib.util
+import json
+import platform
 import re
 import subprocess
 import sys
@@ -165,3 +167,58 @@ def test_pool_statistics_are_documented() -> None:
         figures = pool.statistics()
     page = (ROOT / "docs/pools.md").read_text("utf-8")
     assert {key for key in [*figures, *figures["workers"][0]] if f"`{key}`" not in page} == set()
+
+
+def test_every_public_name_is_in_the_api() -> None:
+    """docs/api.md has an entry for each name of the door; errors come with their modules."""
+    import safespawn
+
+    page = (ROOT / "docs/api.md").read_text("utf-8")
+    entries = set(re.findall(r"^::: safespawn\.(\w+)$", page, re.MULTILINE))
+    homes = {"safespawn.errors": "errors", "safespawn.pool_errors": "pool_errors"}
+    for name in safespawn.__all__:
+        home = homes.get(getattr(getattr(safespawn, name), "__module__", ""), name)
+        assert home in entries or f"`{name}`" in page, name
+
+
+def test_every_page_is_in_the_site() -> None:
+    """mkdocs.yml leads to each page under docs/, each example, and what it names exists."""
+    named = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    here = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    here |= {f"examples/{program.stem}.md" for program in (ROOT / "examples").glob("*.py")}
+    here |= {"index.md", "changes.md", "contributing.md", "security.md", "licence.md"}
+    assert named == here
+
+
+def test_every_decision_is_in_the_index() -> None:
+    """docs/adr/index.md names each decision by its heading."""
+    index = (ROOT / "docs/adr/index.md").read_text("utf-8")
+    for page in sorted((ROOT / "docs/adr").glob("0*.md")):
+        number, _, title = page.read_text("utf-8").splitlines()[0].removeprefix("# ").partition(". ")
+        assert f"| [{number}]({page.name}) | {title} |" in index
+
+
+def bench(*arguments):
+    """Run `python -m ...` in the checkout."""
+    argv = [sys.executable, "-m", *arguments]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_performance_is_what_was_measured() -> None:
+    """docs/performance is written from its report.json alone (`python -m bench.report docs/performance`)."""
+    assert bench("bench.report", "docs/performance", "--page") == (ROOT / "docs/performance/index.md").read_text(
+        "utf-8"
+    )
+
+
+def test_a_report_is_a_page_with_its_machine(tmp_path) -> None:
+    """`python -m bench SUBJECT --report DIR` leaves the figures, and a page that says where, when and how."""
+    bench("bench", "guard", "--quick", "--report", tmp_path)
+    page = (tmp_path / "index.md").read_text("utf-8")
+    entry = json.loads((tmp_path / "report.json").read_text("utf-8"))["guard"]
+    assert f"*{entry['when']}, CPython {platform.python_version()}, Linux " in page
+    assert ", quick*" in page
+    for figure in entry["figures"]:
+        verdict = {True: "met", False: "**missed**"}[figure["met"]]
+        assert f"| {figure['name']} | " in page
+        assert f" | {figure['target']} | {verdict} | " in page
