@@ -2,6 +2,9 @@
 What the pools are given to do. Importable by every worker, and light: no worker pays for it when it starts.
 """
 
+import logging
+import os
+import signal
 import time
 
 
@@ -53,3 +56,35 @@ def negative(array):
     Take an array, and give a new one back.
     """
     return -array
+
+
+class OddError(Exception):
+    """
+    An exception that pickle cannot make again: its arguments are not those of its class.
+    """
+
+    def __init__(self, name, number):
+        super().__init__(f"{name} {number}")
+
+
+def die(seconds):
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say(words):
+    logging.getLogger("bench").warning(words)
+
+
+def fail_oddly():
+    raise OddError("odd", 1)
+
+
+def stay(path, seconds):
+    """
+    Say who runs this, in a file, and be busy.
+    """
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{path}.new", path)
+    time.sleep(seconds)

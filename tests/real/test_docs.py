@@ -222,3 +222,16 @@ def test_a_report_is_a_page_with_its_machine(tmp_path) -> None:
         verdict = {True: "met", False: "**missed**"}[figure["met"]]
         assert f"| {figure['name']} | " in page
         assert f" | {figure['target']} | {verdict} | " in page
+
+
+def test_what_becomes_of_tasks_is_as_told() -> None:
+    """`python -m bench.outcomes` finds of a pool of ours what docs/peers.md and the README say."""
+    said = dict(re.findall(r"^  (.+?)  +(.+)$", bench("bench.outcomes", "safespawn.Pool"), re.MULTILINE))
+    assert said == {
+        "a worker is killed: its task": "WorkerDied",
+        "the other task": "its result",
+        "the next task": "its result",
+        "an exception that pickle cannot make again": "OddError",
+        "a worker's log record": "comes to the program's handler",
+        "kill -9 of the program: a busy worker": "ends",
+    }
