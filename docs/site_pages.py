@@ -14,9 +14,10 @@ import os
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {  # by path in the project: path in the site
@@ -34,10 +35,12 @@ FETCHED = re.compile(
 log = logging.getLogger("mkdocs.plugins.site_pages")
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: "Files", config: Any) -> "Files":
     """
     Add the pages that stand elsewhere.
     """
+    from mkdocs.structure.files import File  # here, so that the rest can be tested without it
+
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=text_of(ROOT / source)))
     for program in sorted((ROOT / "examples").glob("*.py")):

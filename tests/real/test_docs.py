@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import platform
+import posixpath
 import re
 import subprocess
 import sys
@@ -183,11 +184,28 @@ def test_every_public_name_is_in_the_api() -> None:
 
 def test_every_page_is_in_the_site() -> None:
     """mkdocs.yml leads to each page under docs/, each example, and what it names exists."""
-    named = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
     here = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     here |= {f"examples/{program.stem}.md" for program in (ROOT / "examples").glob("*.py")}
-    here |= {"index.md", "changes.md", "contributing.md", "security.md", "licence.md"}
-    assert named == here
+    here |= set(script("docs/site_pages.py").ELSEWHERE.values())
+    assert in_the_site() == here
+
+
+def in_the_site() -> set[str]:
+    """The pages that mkdocs.yml names."""
+    return set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_to_pages_of_the_site(page) -> None:
+    """In the site, too, each link leads to a page, from wherever the page stands there."""
+    hook = script("docs/site_pages.py")
+    source = relative(page)
+    here = hook.in_site(source)
+    assert here in in_the_site()
+    text = page.read_text("utf-8")
+    for before, after in zip(hook.LINK.findall(text), hook.LINK.findall(hook.led(text, source, here)), strict=True):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), after[0]))
+        assert target in in_the_site() or target.endswith(".svg"), before
 
 
 def test_every_decision_is_in_the_index() -> None:
