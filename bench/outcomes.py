@@ -22,11 +22,11 @@ from bench import pool_tasks
 from bench.pool_peers import BLOCKING, WORKERS, Executor
 
 FOR_EVER = "waits for ever"
-PATIENCE_SECONDS = 6.0  # without an answer; arbitrary, far above what any of these takes
+PATIENCE_SECONDS = 10.0  # without an answer; arbitrary, far above what any of these takes
 LIMIT_SECONDS = 60.0  # for one pool and one trouble, the end of the process included
 BUSY_SECONDS = 15.0  # what a worker that outlives its program goes on for
 ORPHAN_SECONDS = 2.0  # for what a pool leaves, before it is killed; arbitrary
-GONE_SECONDS = 4.0  # in which a worker may notice that its program is dead
+GONE_SECONDS = 8.0  # in which a worker may notice that its program is dead
 
 
 class Anyio(Executor):
