@@ -43,8 +43,9 @@ def on_files(files: "Files", config: Any) -> "Files":
 
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=text_of(ROOT / source)))
-    for program in sorted((ROOT / "examples").glob("*.py")):
-        files.append(File.generated(config, f"examples/{program.stem}.md", content=listing(program)))
+    for program in examples():
+        page = in_site(program.relative_to(ROOT).as_posix())
+        files.append(File.generated(config, page, content=listing(program)))
     return files
 
 
@@ -84,6 +85,13 @@ def led(text: str, source: str, here: str) -> str:
         return os.path.relpath(name, posixpath.dirname(here) or ".") + (match[2] or "")
 
     return LINK.sub(target, text)
+
+
+def examples() -> list[Path]:
+    """
+    The programs that are shown.
+    """
+    return sorted((ROOT / "examples").rglob("*.py"))
 
 
 def in_site(path: str) -> str | None:

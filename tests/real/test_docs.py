@@ -176,7 +176,7 @@ def test_every_public_name_is_in_the_api() -> None:
 
     page = (ROOT / "docs/api.md").read_text("utf-8")
     entries = set(re.findall(r"^::: safespawn\.(\w+)$", page, re.MULTILINE))
-    homes = {"safespawn.errors": "errors", "safespawn.pool_errors": "pool_errors"}
+    homes = {f"safespawn.{name}": name for name in ("errors", "pool_errors", "child_errors")}
     for name in safespawn.__all__:
         home = homes.get(getattr(getattr(safespawn, name), "__module__", ""), name)
         assert home in entries or f"`{name}`" in page, name
@@ -185,8 +185,9 @@ def test_every_public_name_is_in_the_api() -> None:
 def test_every_page_is_in_the_site() -> None:
     """mkdocs.yml leads to each page under docs/, each example, and what it names exists."""
     here = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
-    here |= {f"examples/{program.stem}.md" for program in (ROOT / "examples").glob("*.py")}
-    here |= set(script("docs/site_pages.py").ELSEWHERE.values())
+    hook = script("docs/site_pages.py")
+    here |= {hook.in_site(relative(program)) for program in hook.examples()}
+    here |= set(hook.ELSEWHERE.values())
     assert in_the_site() == here
 
 
