@@ -12,6 +12,7 @@ from safespawn import _recorder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from safespawn import asyncio_subprocess as asyncio_subprocess
     from safespawn import errors as errors
     from safespawn import events as events
     from safespawn import guard as guard
@@ -153,12 +154,12 @@ _recorder.install()
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name, name if name in _MODULES else None)
+    home = _HOMES.get(name, name if name in (*_MODULES, *_DROP_INS) else None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _import(f"{__name__}.{home}")
     module = sys.modules[f"{__name__}.{home}"]
-    value = module if name in _MODULES else getattr(module, name)
+    value = module if home == name else getattr(module, name)
     globals()[name] = value
     return value
 

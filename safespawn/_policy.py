@@ -113,7 +113,7 @@ def make_layer(setting: Any, allow: Any) -> Layer:
     return Layer(table, tuple(map(str, names)))
 
 
-def meet(kind: str, what: str, *, imports: Sequence[str] = ()) -> None:
+def meet(kind: str, what: str, *, imports: Sequence[str] = (), default: Policy = "off") -> None:
     """
     A process is about to be started in a way of this *kind*: say so, or refuse it, as the program wants.
 
@@ -121,6 +121,7 @@ def meet(kind: str, what: str, *, imports: Sequence[str] = ()) -> None:
         kind: One of `KINDS`.
         what: The call, as the start of a sentence: "os.fork()".
         imports: The modules that are being imported.
+        default: The policy of a program that has laid down none.
 
     Raises:
         UnsafeStart: The policy is "error".
@@ -128,9 +129,7 @@ def meet(kind: str, what: str, *, imports: Sequence[str] = ()) -> None:
     Warns:
         UnsafeStartWarning: The policy is "warn"; at the user's line, once per line under Python's usual filters.
     """
-    if not layers:
-        return
-    layer = layers[-1]
+    layer = layers[-1] if layers else Layer({kind: default})
     policy = layer.policies[kind]
     if policy == "off":
         return
@@ -151,6 +150,7 @@ def meet(kind: str, what: str, *, imports: Sequence[str] = ()) -> None:
             place=None if frame is None else place,
             threads=[str(fact) for fact in census()],
             imports=imports,
+            is_late=bool(layers),
             known=(DANGER[kind],),
             help=CURE[kind],
         )

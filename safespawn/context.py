@@ -53,7 +53,7 @@ START_METHOD = "safespawn"
 START_ATTEMPTS = 3  # with a new template each
 ANSWER_SECONDS = 10.0  # for a process to say that it has all; one that is stopped counts as started then
 COLLECT_SECONDS = 5.5  # from the kernel's word that it has ended to the zygote's on how; a little over that one's limit
-_OURS = ("safespawn._worker.process", "safespawn.context")  # what every process needs
+preloaded = ["safespawn._worker.process", "safespawn.context"]  # what every process needs
 
 
 class MethodName(str):
@@ -388,7 +388,7 @@ def _template_flow(engine: "Engine", *, main: bool) -> "Flow[tuple[TemplateKey, 
     from safespawn.pool_errors import PreloadError
 
     how = main_module.describe()
-    preload = (*_OURS, *_context._preload)
+    preload = (*preloaded, *_context._preload)
     main = main or "__main__" in preload or engine in _with_main
     preload = tuple([name for name in preload if name != "__main__"])
     if main and how is not None and how not in _refused:

@@ -294,6 +294,7 @@ class UnsafeStart(OrderError):
         place: File and line of the program, or None.
         threads: One text per other thread that runs.
         imports: For the kind "import": each module that is being imported and where, the innermost first.
+        is_late: Whether the program has a fork point, and it is past.
     """
 
     slug = "unsafe-start"
@@ -301,21 +302,21 @@ class UnsafeStart(OrderError):
 
     def __init__(
         self, what: str, *, kind: str, place: tuple[str, int] | None = None, threads: Sequence[str] = (),
-        imports: Sequence[str] = (), known: Sequence[str] = (), help: str = "",
+        imports: Sequence[str] = (), is_late: bool = True, known: Sequence[str] = (), help: str = "",
     ) -> None:  # fmt: skip
         self.what = what
         self.kind = kind
         self.place = place
         self.threads: tuple[str, ...] = tuple(threads)
         self.imports: tuple[str, ...] = tuple(imports)
-        when = f"while {self.imports[0]} is being imported" if imports else "after the fork point"
+        when = [f"while {self.imports[0]} is being imported"] if imports else ["after the fork point"] * is_late
         if threads:
-            when += f", with {len(self.threads)} other thread(s)"
+            when.append(f"with {len(self.threads)} other thread(s)")
         at = "" if place is None else f" at {place[0]}:{place[1]}"
         known = (
             *(f"imported: {each}" for each in self.imports), *(f"thread {each}" for each in self.threads), *known
         )  # fmt: skip
-        SafespawnError.__init__(self, f"{what}{at}, {when}", known=known, help=help)
+        SafespawnError.__init__(self, ", ".join([f"{what}{at}", *when]), known=known, help=help)
 
 
 class ThreadOrderWarning(UserWarning):

@@ -83,6 +83,9 @@ def settle(  # noqa: PLR0917 - as above
     candidates = enter(request, env)
     for source, number in pairs:
         os.dup2(source, number)
+    files = lender.files(ambient, request[13])
+    if files != lender.limits[resource.RLIMIT_NOFILE]:
+        step("rlimits", resource.setrlimit, resource.RLIMIT_NOFILE, files)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return candidates
 
@@ -102,10 +105,15 @@ def take_on(lender: lend.Lender, ambient: "tuple[Any, ...]", credentials: "tuple
     """
     user, group, groups, rlimits, nice, cpus, _ = credentials or (None, None, None, (), None, None, None)
     for number, soft, hard in ambient[1]:
-        if lender.limits[number] != (soft, hard):
+        if lender.limits[number] != (soft, hard) and number != resource.RLIMIT_NOFILE:
             step("rlimits", resource.setrlimit, number, (soft, hard))
     for number, soft, hard in rlimits:
-        step("rlimits", resource.setrlimit, number, (soft, hard))
+        if number != resource.RLIMIT_NOFILE:
+            step("rlimits", resource.setrlimit, number, (soft, hard))
+    _, most = lender.files(ambient, credentials)
+    own = lender.limits[resource.RLIMIT_NOFILE][1]
+    if own >= 0 and not 0 <= most <= own:
+        step("rlimits", resource.setrlimit, resource.RLIMIT_NOFILE, (most, most))
     wanted = ambient[3] + (nice or 0)
     if wanted != lender.nice:
         step("nice", os.setpriority, os.PRIO_PROCESS, 0, wanted)

@@ -156,8 +156,20 @@ class Launcher:
             or flags & wire.NO_NEW_PRIVS != 0
             or (flags & wire.NEW_SESSION != 0 and request[10] != wire.GROUP_AUTO)
             or (bool(request[7] or request[10] > 0) and self.lender.identity(request[13]) is not None)
+            or self._outside(request, ambient)
             or signal.SIGCHLD in request[12]  # ignored here, even for a moment, the kernel would reap in our place
         )
+
+    def _outside(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> bool:
+        """
+        Whether a descriptor is to have a number above the child's own limit, as one may that was opened before the
+        limit was lowered. It must be there before the limit.
+        """
+        if not request[7]:
+            return False
+        soft, _ = self.lender.files(ambient, request[13])
+        highest: int = max(number for _, number in request[7])
+        return 0 <= soft <= highest
 
     def wire_up(self, request: "tuple[Any, ...]", fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """

@@ -105,6 +105,16 @@ class Lender:
             raise
         return undo
 
+    def files(self, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None") -> tuple[int, int]:
+        """
+        The limit of descriptors, soft and hard, that the child shall have.
+        """
+        found = self.limits[resource.RLIMIT_NOFILE]
+        for number, soft, hard in (*ambient[1], *(() if credentials is None else credentials[3])):
+            if number == resource.RLIMIT_NOFILE:
+                found = soft, hard
+        return found
+
     def _compare(self, ambient: "tuple[Any, ...]") -> None:
         rows = [row for row in ambient[1] if self.limits.get(row[0], row[1:]) != row[1:]]
         self._rows = rows

@@ -18,31 +18,32 @@ from typing import Any
 
 import attrs
 
+from safespawn import _waitpid
 from safespawn._start_method import forget_choice
 from safespawn.errors import BadArgument, BadArgumentType
 
 _TRANSPORT = "asyncio.SelectorEventLoop._make_subprocess_transport"
 _CONTEXT = "multiprocessing.context._default_context._default_context"
-_SUBPROCESS = ("run", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
+_WAITPID = "os.waitpid"
+_SUBPROCESS = ("Popen", "run", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
 _AIO = ("create_subprocess_exec", "create_subprocess_shell")
 
 
 # By name: the module that it is in, and where what replaces it is.
 _TABLE: dict[str, tuple[str, str, str]] = {
-    "subprocess.Popen": ("subprocess", "popen", "Popen"),
-    **{f"subprocess.{name}": ("subprocess", "functions", name) for name in _SUBPROCESS},
-    "os.system": ("os", "shell", "system"),
-    "os.popen": ("os", "shell", "popen"),
-    "os.waitpid": ("os", "waiting", "waitpid"),
-    **{f"asyncio.{name}": ("asyncio", "aio", name) for name in _AIO},
-    **{f"asyncio.subprocess.{name}": ("asyncio.subprocess", "aio", name) for name in _AIO},
-    _TRANSPORT: ("asyncio", "aio", "make_transport"),
-    "multiprocessing.Pool": ("multiprocessing", "pools", "Pool"),
-    "multiprocessing.pool.Pool": ("multiprocessing.pool", "pools", "Pool"),
-    "multiprocessing.Process": ("multiprocessing", "..context", "Process"),
-    _CONTEXT: ("multiprocessing.context", "..context", "get_context"),
-    "concurrent.futures.ProcessPoolExecutor": ("concurrent.futures", "pools", "ProcessPoolExecutor"),
-    "concurrent.futures.process.ProcessPoolExecutor": ("concurrent.futures.process", "pools", "ProcessPoolExecutor"),
+    **{f"subprocess.{name}": ("subprocess", "subprocess", name) for name in _SUBPROCESS},
+    "os.system": ("os", "installed.shell", "system"),
+    "os.popen": ("os", "installed.shell", "popen"),
+    _WAITPID: ("os", "_waitpid", "waitpid"),
+    **{f"asyncio.{name}": ("asyncio", "asyncio_subprocess", name) for name in _AIO},
+    **{f"asyncio.subprocess.{name}": ("asyncio.subprocess", "asyncio_subprocess", name) for name in _AIO},
+    _TRANSPORT: ("asyncio", "asyncio_subprocess", "make_transport"),
+    "multiprocessing.Pool": ("multiprocessing", "multiprocessing.pool", "Pool"),
+    "multiprocessing.pool.Pool": ("multiprocessing.pool", "multiprocessing.pool", "Pool"),
+    "multiprocessing.Process": ("multiprocessing", "context", "Process"),
+    _CONTEXT: ("multiprocessing.context", "context", "get_context"),
+    "concurrent.futures.ProcessPoolExecutor": ("concurrent.futures", "futures", "ProcessPoolExecutor"),
+    "concurrent.futures.process.ProcessPoolExecutor": ("concurrent.futures.process", "futures", "ProcessPoolExecutor"),
 }
 _WITH = {"subprocess.Popen": _TRANSPORT}  # asyncio would wait for the process as for a child of its own
 _NO_NAMES = (_TRANSPORT, _CONTEXT)  # that a program takes from a module
@@ -70,6 +71,8 @@ class _Replaced:
         """
         Make it what it was; False if it is somebody else's by now.
         """
+        if getattr(self.owner, self.attribute, None) is self.before:
+            return True
         if not self.stands:
             return False
         setattr(self.owner, self.attribute, self.before)
@@ -124,6 +127,8 @@ def uninstall() -> tuple[str, ...]:
         The names that are left as they are, because somebody else has replaced them since; sorted.
     """
     with _lock:
+        if _replaced:
+            _waitpid.detach()
         for name in [name for name, each in _replaced.items() if each.put_back()]:
             del _replaced[name]
             if name == _CONTEXT:
@@ -147,9 +152,11 @@ def _replace(name: str) -> _Replaced:
     module, home, attribute = _TABLE[name]
     path = name.removeprefix(f"{module}.").split(".")
     owner = functools.reduce(getattr, path[:-1], importlib.import_module(module))
-    now = getattr(importlib.import_module(f".{home}" if home[0] != "." else home, __name__), attribute)
+    now = getattr(importlib.import_module(f"safespawn.{home}"), attribute)
     if name == _CONTEXT:
         now = now()
+    elif name == _WAITPID:
+        _waitpid.detach()  # a process that was started before has put it there already
     each = _Replaced(owner, path[-1], getattr(owner, path[-1]), now)
     setattr(owner, path[-1], now)
     if name == _CONTEXT:

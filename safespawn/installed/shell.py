@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from safespawn._core.status import encode_status
-from safespawn.installed.popen import popen_class
+from safespawn._subprocess import popen_class
 
 _NOT_EXECUTED = 127  # what a shell that could not be executed would have said
 

@@ -5,6 +5,7 @@
 import asyncio
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import functools
 import inspect
 import multiprocessing
@@ -24,8 +25,8 @@ import pytest
 import uvloop
 
 import safespawn
-from safespawn.errors import BadArgument, BadArgumentType, UnsafeStart
-from safespawn.installed import preexec
+from safespawn import _preexec as preexec
+from safespawn.errors import BadArgument, BadArgumentType, UnsafeStart, UnsafeStartWarning
 from support.children import ENV, STATUS, fields, reap_orphans, signals
 
 STANDARD = {
@@ -366,12 +367,14 @@ def test_waitpid_knows_what_popen_has_started():
     assert os.waitpid(process.pid, os.WNOHANG) == (0, 0)
     process.stdin.close()
     assert os.waitpid(process.pid, 0) == (process.pid, 3 << 8)
-    assert process.returncode == 3
     with pytest.raises(ChildProcessError):
         os.waitpid(process.pid, 0)
+    assert process.returncode is None
+    assert process.poll() == 3
     process = subprocess.Popen(["sleep", "60"])
     process.kill()
     assert os.WTERMSIG(os.waitpid(process.pid, 0)[1]) == signal.SIGKILL
+    assert process.poll() == -signal.SIGKILL
     pid = os.posix_spawn("/bin/true", ["true"], {})
     assert os.waitpid(pid, 0) == (pid, 0)
 
@@ -476,15 +479,33 @@ def test_a_recognised_preexec_fn_is_carried_out_without_a_fork():
     assert not forks
 
 
+@contextlib.contextmanager
+def a_second_thread():
+    """While it runs, a fork of this process can hang."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        go.set()
+        thread.join()
+
+
 @pytest.mark.usefixtures("installed")
 def test_any_other_preexec_fn_is_run_by_the_standard_class():
     """It runs in a fork of this process, whose child the command is; everything works as it did."""
-    status = fields(subprocess.check_output(STATUS, preexec_fn=lambda: os.write(2, b"")))
-    assert int(status["PPid"]) == os.getpid()
-    with subprocess.Popen(["cat"], stdin=-1, stdout=-1, preexec_fn=unknown) as process:
-        assert process.communicate(b"x", timeout=20) == (b"x", None)
-    with pytest.raises(subprocess.TimeoutExpired):
-        subprocess.run(["sleep", "60"], preexec_fn=unknown, timeout=0.05)
+    with a_second_thread(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status = fields(subprocess.check_output(STATUS, preexec_fn=unknown))
+        assert int(status["PPid"]) == os.getpid()
+        with subprocess.Popen(["cat"], stdin=-1, stdout=-1, preexec_fn=unknown) as process:
+            assert process.communicate(b"x", timeout=20) == (b"x", None)
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(["sleep", "60"], preexec_fn=unknown, timeout=0.05)
+    assert {(each.category, each.filename) for each in caught} == {(UnsafeStartWarning, __file__)}
+    assert "preexec_fn=" in str(caught[0].message)
+    assert "fork point" not in str(caught[0].message)
 
 
 @pytest.mark.usefixtures("installed")

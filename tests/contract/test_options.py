@@ -5,6 +5,7 @@ The options that say where a command runs and what it is: each is read back from
 # ruff: noqa: ASYNC221, ASYNC230, ASYNC240 - subprocess is asked the same beside it; local files do not block
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -99,6 +100,21 @@ async def test_rlimits(face):
     )
     assert result.stdout.split()[:2] == [b"30", b"50"]
     assert result.stdout.split()[2:] != untouched[2:]
+
+
+async def test_a_descriptor_above_the_limit(face):
+    """One whose number is not below the child's limit of descriptors is there all the same, as after any fork."""
+    fd = os.open("/dev/null", os.O_RDONLY)
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 60)
+    try:
+        result = await face.run(
+            ["sh", "-c", f"ulimit -n; readlink /proc/self/fd/{high}"],
+            rlimits={resource.RLIMIT_NOFILE: (40, 50)}, pass_fds=[high], stdout=PIPE,
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+        os.close(high)
+    assert result.stdout == b"40\n/dev/null\n"
 
 
 async def test_a_limit_that_is_refused(face):

@@ -130,7 +130,7 @@ def _call(stack: list[Any], size: int, calls: list[tuple[Any, tuple[Any, ...]]])
 
 
 def _has_unknown(values: tuple[Any, ...]) -> bool:
-    return any(each is _UNKNOWN or (isinstance(each, tuple) and _has_unknown(each)) for each in values)
+    return any(each is _UNKNOWN or (type(each) is tuple and _has_unknown(each)) for each in values)
 
 
 def _global(function: types.FunctionType, name: str) -> Any:
@@ -153,7 +153,7 @@ def _attribute(holder: Any, name: str) -> Any:
     An attribute whose reading runs no code of the program's.
     """
     ctypes = sys.modules.get("ctypes")
-    if ctypes is not None and isinstance(holder, ctypes.CDLL):
+    if ctypes is not None and issubclass(type(holder), ctypes.CDLL):
         return getattr(holder, name, _UNKNOWN)
     try:
         found = vars(holder)[name]

@@ -1,15 +1,14 @@
 """
-`multiprocessing.Pool`, `multiprocessing.pool.Pool` and `ProcessPoolExecutor` for programs that know nothing of this
-library.
+`multiprocessing.pool` with the pool of this library; all else of that module is here as it is.
 
 Runs in: application, any thread.
 """
 
 import multiprocessing.pool
+from multiprocessing.pool import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult, ThreadPool
 from typing import Any
 
 from safespawn import pool as ours
-from safespawn.executor import Executor
 
 Standard: Any = multiprocessing.pool.Pool
 
@@ -49,7 +48,16 @@ class Pool(ours.Pool, metaclass=_Kind):
             super().__init__(*args, **options)
 
 
-class ProcessPoolExecutor(Executor):
-    """
-    `safespawn.Executor`, by the name of the standard one.
-    """
+def __getattr__(name: str) -> Any:
+    return getattr(multiprocessing.pool, name)
+
+
+__all__ = [
+    "ApplyResult",
+    "AsyncResult",
+    "IMapIterator",
+    "IMapUnorderedIterator",
+    "MapResult",
+    "Pool",
+    "ThreadPool",
+]

@@ -21,13 +21,13 @@ import signal
 import subprocess
 import threading
 import warnings
-import weakref
 from typing import IO, Any
 
+from safespawn import _policy, _waitpid
 from safespawn._core.child import is_inheritable
+from safespawn._preexec import recognise
 from safespawn.errors import ClosedError, SpawnLost
 from safespawn.installed import again
-from safespawn.installed.preexec import recognise
 from safespawn.process import Popen as Held
 
 Standard: Any = subprocess.Popen
@@ -49,12 +49,15 @@ class Popen(subprocess.Popen[Any]):
     _held: Held | None = None  # None: the standard class does it
     _options: dict[str, Any] | None = None
     _bufsize: Any = -1
+    _reaped = False
     _wanted: tuple[Any, ...] = (None, None, None)
 
     def __init__(self, args: Any, bufsize: Any = -1, *rest: Any, **options: Any) -> None:
         self._bufsize = bufsize
         preexec = rest[_PREEXEC_PLACE] if len(rest) > _PREEXEC_PLACE else options.get("preexec_fn")
         self._options = {} if preexec is None else recognise(preexec)
+        if self._options is None and not _policy.layers and len(os.listdir("/proc/self/task")) > 1:
+            _policy.meet("preexec", f"subprocess.Popen(preexec_fn={_name(preexec)})", default="warn")
         super().__init__(args, bufsize, *rest, **options)
 
     def _get_handles(self, *streams: Any) -> tuple[int, ...]:
@@ -136,7 +139,7 @@ class Popen(subprocess.Popen[Any]):
             raise
         self._held = held
         self.pid = held.pid
-        _by_pid[self.pid] = self
+        _waitpid.know(self)
         self._child_created = True  # forgotten while it runs, it is kept by the standard class till it has ended
         self.stdin, self.stdout, self.stderr = held.stdin, held.stdout, held.stderr
         pipesize = getattr(self, "pipesize", -1)
@@ -177,6 +180,26 @@ class Popen(subprocess.Popen[Any]):
         elif self.poll() is None:
             self._held.send_signal(sig)
 
+    def is_unreaped(self) -> bool:
+        """
+        Whether it is a process of the zygote's that this program has started, and whose end nobody has been told.
+        """
+        held = self._held
+        return (
+            held is not None and not self._reaped and self.returncode is None and held._started.owner_pid == os.getpid()
+        )
+
+    def reap(self, *, wait: bool) -> int | None:
+        """
+        Tell its exit code to `os.waitpid`, once; None if it runs, and *wait* is false. As with the standard class,
+        `returncode` is set by whoever asks the object itself; other than there, it is the true one even then.
+        """
+        held = self._held
+        assert held is not None  # noqa: S101 - it is unreaped
+        code = held.wait() if wait else held.poll()
+        self._reaped = code is not None
+        return code
+
     def _end_tree(self) -> None:
         """
         It took too long, or nobody wants it any more: end it and all that it has started.
@@ -186,6 +209,10 @@ class Popen(subprocess.Popen[Any]):
             self.wait()
         elif self.returncode is None:
             self.returncode = self._held.stop(grace=0.0)
+
+
+def _name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 Popen.__init__.__wrapped__ = Standard.__init__  # type: ignore[attr-defined]  # its signature, for inspect
@@ -210,27 +237,6 @@ def _stop_at_exit() -> None:
     """
     if threading.current_thread().daemon and not threading.main_thread().is_alive():
         threading.Event().wait()
-
-
-_by_pid: "weakref.WeakValueDictionary[int, Popen]" = weakref.WeakValueDictionary()
-
-
-def find(pid: int) -> Popen | None:
-    """
-    The process of that pid, if it is one of this program's, and its end has not been seen.
-    """
-    process = _by_pid.get(pid)
-    if process is None or process.returncode is not None or process._held is None:
-        return None
-    return process if process._held._started.owner_pid == os.getpid() else None
-
-
-def popen_class() -> Any:
-    """
-    What stands behind `subprocess.Popen` for the functions that are built on it: this one, unless somebody has put
-    something else there, a test's double say.
-    """
-    return Popen if subprocess.Popen is Standard else subprocess.Popen
 
 
 def end_tree(process: Any) -> None:

@@ -16,8 +16,8 @@ from asyncio import base_subprocess, events, streams
 from asyncio.subprocess import Process, SubprocessStreamProtocol
 from typing import Any
 
+from safespawn._subprocess import popen_class
 from safespawn.errors import SpawnLost
-from safespawn.installed.popen import popen_class
 
 _LIMIT: int = getattr(streams, "_DEFAULT_LIMIT", 2**16)
 _UNKNOWN_CODE = 255  # what asyncio's own watchers say of a process whose end nobody can tell
