@@ -18,7 +18,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 _UNKNOWN = object()  # a value that may be thrown away, and nothing else
 _NULL = object()  # what the interpreter puts beside a function that is no method
@@ -153,10 +153,10 @@ def _attribute(holder: Any, name: str) -> Any:
     An attribute whose reading runs no code of the program's.
     """
     ctypes = sys.modules.get("ctypes")
-    if ctypes is not None and issubclass(type(holder), ctypes.CDLL):
+    if ctypes is not None and isinstance(holder, ctypes.CDLL):
         return getattr(holder, name, _UNKNOWN)
     try:
-        found = vars(holder)[name]
+        found: object = cast("dict[str, object]", vars(holder))[name]
     except (KeyError, TypeError):
         raise _Unknown from None
     if isinstance(holder, types.ModuleType) or not hasattr(type(found), "__get__"):

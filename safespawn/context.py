@@ -53,7 +53,7 @@ START_METHOD = "safespawn"
 START_ATTEMPTS = 3  # with a new template each
 ANSWER_SECONDS = 10.0  # for a process to say that it has all; one that is stopped counts as started then
 COLLECT_SECONDS = 5.5  # from the kernel's word that it has ended to the zygote's on how; a little over that one's limit
-preloaded = ["safespawn._worker.process", "safespawn.context"]  # what every process needs
+preloaded: list[str] = ["safespawn._worker.process", "safespawn.context"]  # what every process needs
 
 
 class MethodName(str):

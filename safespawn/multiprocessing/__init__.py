@@ -17,11 +17,49 @@ import multiprocessing.context as _contexts
 import multiprocessing.process as _processes
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safespawn import _policy
 from safespawn import context as _ours
 from safespawn.context import START_METHOD
+
+if TYPE_CHECKING:  # what is bound to the context of this module, below
+    from multiprocessing import Array as Array
+    from multiprocessing import AuthenticationError as AuthenticationError
+    from multiprocessing import Barrier as Barrier
+    from multiprocessing import BoundedSemaphore as BoundedSemaphore
+    from multiprocessing import BufferTooShort as BufferTooShort
+    from multiprocessing import Condition as Condition
+    from multiprocessing import Event as Event
+    from multiprocessing import JoinableQueue as JoinableQueue
+    from multiprocessing import Lock as Lock
+    from multiprocessing import Manager as Manager
+    from multiprocessing import Pipe as Pipe
+    from multiprocessing import Pool as Pool
+    from multiprocessing import ProcessError as ProcessError
+    from multiprocessing import Queue as Queue
+    from multiprocessing import RawArray as RawArray
+    from multiprocessing import RawValue as RawValue
+    from multiprocessing import RLock as RLock
+    from multiprocessing import Semaphore as Semaphore
+    from multiprocessing import SimpleQueue as SimpleQueue
+    from multiprocessing import TimeoutError as TimeoutError  # noqa: A004 - the standard name
+    from multiprocessing import Value as Value
+    from multiprocessing import active_children as active_children
+    from multiprocessing import allow_connection_pickling as allow_connection_pickling
+    from multiprocessing import cpu_count as cpu_count
+    from multiprocessing import current_process as current_process
+    from multiprocessing import freeze_support as freeze_support
+    from multiprocessing import get_all_start_methods as get_all_start_methods
+    from multiprocessing import get_context as get_context
+    from multiprocessing import get_logger as get_logger
+    from multiprocessing import get_start_method as get_start_method
+    from multiprocessing import log_to_stderr as log_to_stderr
+    from multiprocessing import parent_process as parent_process
+    from multiprocessing import reducer as reducer
+    from multiprocessing import set_executable as set_executable
+    from multiprocessing import set_forkserver_preload as set_forkserver_preload
+    from multiprocessing import set_start_method as set_start_method
 
 _SUBMODULES = frozenset(
     "connection context dummy managers pool process queues reduction "
@@ -131,49 +169,14 @@ def _kind() -> Any:
     return _default.get_context().Process
 
 
-Array = _default.Array
-AuthenticationError = _default.AuthenticationError
-Barrier = _default.Barrier
-BoundedSemaphore = _default.BoundedSemaphore
-BufferTooShort = _default.BufferTooShort
-Condition = _default.Condition
-Event = _default.Event
-JoinableQueue = _default.JoinableQueue
-Lock = _default.Lock
-Manager = _default.Manager
-Pipe = _default.Pipe
-Pool = _default.Pool
-ProcessError = _default.ProcessError
-Queue = _default.Queue
-RLock = _default.RLock
-RawArray = _default.RawArray
-RawValue = _default.RawValue
-Semaphore = _default.Semaphore
-SimpleQueue = _default.SimpleQueue
-TimeoutError = _default.TimeoutError  # noqa: A001 - the standard name
-Value = _default.Value
-active_children = _default.active_children
-allow_connection_pickling = _default.allow_connection_pickling
-cpu_count = _default.cpu_count
-current_process = _default.current_process
-freeze_support = _default.freeze_support
-get_all_start_methods = _default.get_all_start_methods
-get_context = _default.get_context
-get_logger = _default.get_logger
-get_start_method = _default.get_start_method
-log_to_stderr = _default.log_to_stderr
-parent_process = _default.parent_process
-reducer = _default.reducer
-set_executable = _default.set_executable
-set_forkserver_preload = _default.set_forkserver_preload
-set_start_method = _default.set_start_method
+for _name in _standard.__all__:
+    if _name != "Process":
+        globals()[_name] = getattr(_default, _name)
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
-    if name in _standard.__all__:  # of a Python that is newer than this module
-        return getattr(_default, name)
     return getattr(_standard, name)
 
 

@@ -9,6 +9,7 @@ from multiprocessing.pool import ApplyResult, AsyncResult, IMapIterator, IMapUno
 from typing import Any
 
 from safespawn import pool as ours
+from safespawn._workers import WorkerProcess, present
 
 Standard: Any = multiprocessing.pool.Pool
 
@@ -46,6 +47,14 @@ class Pool(ours.Pool, metaclass=_Kind):
             Standard.__init__(self, *args, **options)
         else:
             super().__init__(*args, **options)
+
+    @property
+    def _pool(self) -> list[WorkerProcess]:
+        """
+        The standard's name, which programs read for the workers' pids. They are started by that, if none was before.
+        """
+        self._crew.start(main=False)
+        return present(self._crew)
 
 
 def __getattr__(name: str) -> Any:
