@@ -1,5 +1,5 @@
 """
-asyncio's subprocesses for programs that know nothing of this library, on asyncio's loops and uvloop.
+The standard library's `asyncio.subprocess`, whose processes are the zygote's; on asyncio's loops and uvloop.
 
 asyncio's own classes stand in front: its `Process`, its streams, its transport. Replaced is what starts the process,
 and how its end is known: by a pidfd that the loop reads, so there is no child watcher, no thread and no signal handler.
@@ -13,7 +13,7 @@ Runs in: application, a task.
 
 import os
 from asyncio import base_subprocess, events, streams
-from asyncio.subprocess import Process, SubprocessStreamProtocol
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process, SubprocessStreamProtocol
 from typing import Any
 
 from safespawn._subprocess import popen_class
@@ -136,3 +136,14 @@ async def create_subprocess_shell(
     if not isinstance(cmd, (str, bytes)):
         raise ValueError("cmd must be a string")  # noqa: TRY004 - as asyncio
     return await _create(cmd, limit, {"stdin": stdin, "stdout": stdout, "stderr": stderr, **kwds}, shell=True)  # noqa: S604 - asked for
+
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "Process",
+    "SubprocessStreamProtocol",
+    "create_subprocess_exec",
+    "create_subprocess_shell",
+]
