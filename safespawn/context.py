@@ -50,6 +50,7 @@ _processes: Any = processes
 _reduction: Any = reduction
 
 START_METHOD = "safespawn"
+_SEMAPHORES = b"multiprocessing.synchronize"  # locks and the like: found by a name that goes with the last object
 START_ATTEMPTS = 3  # with a new template each
 ANSWER_SECONDS = 10.0  # for a process to say that it has all; one that is stopped counts as started then
 COLLECT_SECONDS = 5.5  # from the kernel's word that it has ended to the zygote's on how; a little over that one's limit
@@ -132,6 +133,8 @@ class Popen:
         self._fds: list[int] = []
         util._flush_std_streams()
         pickled = self._pickle(process)
+        named: Any = process  # what holds what it was given until it has started, and then gives it up
+        self._kept = (named._target, named._args, named._kwargs) if _SEMAPHORES in pickled else None
         from safespawn._drive.interrupts import hold
 
         with hold():
@@ -221,6 +224,7 @@ class Popen:
             status = kernels_word(self.pid, self.sentinel, self._born)
             if self.returncode is None:  # else another thread has asked before
                 self.returncode = UnknownExit(error) if status is None else os.waitstatus_to_exitcode(status)
+        self._kept = None
 
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None and self._owner_pid == os.getpid():

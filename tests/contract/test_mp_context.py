@@ -362,6 +362,16 @@ def test_locks(mp, name):
         assert run(mp, targets.take_all, lock).exitcode == 0
 
 
+def test_a_lock_that_only_its_process_has(mp):
+    """One that is made in the call, and held by nobody here, lives until the process has ended, and no longer."""
+    value = mp.Value("i", 0)
+    process = mp.Process(target=targets.count_up, args=(mp.RLock(), value, 3))
+    process.start()
+    process.join(SECONDS)
+    assert (process.exitcode, value.value) == (0, 3)
+    assert process._popen._kept is None
+
+
 def test_semaphore_counts(mp):
     """A semaphore of three can be taken three times."""
     assert run(mp, targets.take_all, mp.Semaphore(3)).exitcode == 3
