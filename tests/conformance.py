@@ -235,6 +235,7 @@ def main():
             rows.append((run, ruler))
             wrong = judge(run, expectations.get(name, {}), 1 if only else suite.at_least)
             problems += [f"{name} on {version}: {line}" for line in wrong]
+            print(*[f"    {line}" for line in wrong], sep="\n", end="\n" if wrong else "")
             print(f"{name} on {version}: {run.count('passed')} passed, {run.count('failed')} failed as listed, "
                   f"{run.seconds} s{f'; {len(wrong)} PROBLEM(S)' if wrong else ''}", flush=True)  # fmt: skip
     print(f"\n{table(rows)}\n")
