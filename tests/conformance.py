@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,7 +125,7 @@ def table(rows):
     Runs of ours, each with the ruler's or None, as a Markdown table.
     """
     lines = [
-        "| suite | Python | passed | failed as listed | hung | left over | standard library | skipped, excluded |",
+        "| suite | Python | passed | failed | hung | left over | standard library | skipped, excluded |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for run, ruler in rows:
@@ -212,6 +213,8 @@ def main():
     if not (args.harness / "harness.py").exists():
         print(f"conformance: NOT CHECKED, there is no {args.harness}/harness.py; --harness says where it is")
         return 0 if args.if_there else 2
+    # A shell has SIGINT ignored in what it runs in the background, and so would be the tests that send it to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     expectations = tomllib.loads(EXPECTATIONS.read_text(encoding="utf-8"))
     pythons = args.python or ([sys.executable] if args.fast else find_pythons())
     rows, problems = [], []
@@ -236,7 +239,7 @@ def main():
             wrong = judge(run, expectations.get(name, {}), 1 if only else suite.at_least)
             problems += [f"{name} on {version}: {line}" for line in wrong]
             print(*[f"    {line}" for line in wrong], sep="\n", end="\n" if wrong else "")
-            print(f"{name} on {version}: {run.count('passed')} passed, {run.count('failed')} failed as listed, "
+            print(f"{name} on {version}: {run.count('passed')} passed, {run.count('failed')} failed, "
                   f"{run.seconds} s{f'; {len(wrong)} PROBLEM(S)' if wrong else ''}", flush=True)  # fmt: skip
     print(f"\n{table(rows)}\n")
     print("\n".join(problems) or "nothing unexpected, nothing hung, nothing left over")
