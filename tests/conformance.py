@@ -213,7 +213,7 @@ def main():
     if not (args.harness / "harness.py").exists():
         print(f"conformance: NOT CHECKED, there is no {args.harness}/harness.py; --harness says where it is")
         return 0 if args.if_there else 2
-    # A shell has SIGINT ignored in what it runs in the background, and so would be the tests that send it to themselves.
+    # A shell ignores SIGINT in what it runs in the background; so would the tests that send it to themselves.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     expectations = tomllib.loads(EXPECTATIONS.read_text(encoding="utf-8"))
     pythons = args.python or ([sys.executable] if args.fast else find_pythons())
