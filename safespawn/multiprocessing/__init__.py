@@ -107,9 +107,10 @@ class Context(_ours.SafespawnContext):
         """
         Import these modules once, in the template that the processes are forked from, instead of in each of them.
         """
-        names = list(module_names)
-        _ours.get_context().set_forkserver_preload(names)
-        _contexts.BaseContext.set_forkserver_preload(self, names)
+        if not isinstance(module_names, str):
+            module_names = list(module_names)  # it may be readable only once
+        _ours.get_context().set_forkserver_preload(module_names)
+        _contexts.BaseContext.set_forkserver_preload(self, list(module_names))
 
 
 class _Default(_contexts.DefaultContext):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import types
 import warnings
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,18 @@ def test_the_start_method_is_ours_and_can_be_chosen_once(chosen):
     assert multiprocessing.get_start_method(allow_none=True) == before
     with pytest.raises(ValueError, match="cannot find context"):
         chosen.get_context("no such method")
+
+
+def test_modules_to_preload(monkeypatch):
+    """They are for the template, and for the fork server if that is chosen; one name is not a list of names."""
+    context = safespawn.get_context()
+    monkeypatch.setattr(context, "_preload", context._preload)
+    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", ["__main__"])
+    safespawn.multiprocessing.set_forkserver_preload(iter(["json", "wave"]))
+    assert context._preload == ("json", "wave")
+    assert forkserver._forkserver._preload_modules == ["json", "wave"]
+    with pytest.raises(TypeError, match="list of strings"):
+        safespawn.multiprocessing.set_forkserver_preload("json")
 
 
 def test_fork_is_met_by_the_guard(chosen):
