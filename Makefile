@@ -28,7 +28,7 @@ docs := $(VENV)/.docs-$(here)
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress integration lint format types mypy mypy-zygote pyright bench docs wheel clean requirements
+.PHONY: help demo test stress conformance integration lint format types mypy mypy-zygote pyright bench docs wheel clean requirements
 .PHONY: interpreter
 
 help:  ## this list
@@ -45,6 +45,9 @@ stress: $(tests)  ## the tests that load the machine for minutes
 
 integration: $(integration)  ## the library inside others, in an environment that has them: joblib, FastAPI, Celery, ...
 	$(VENV)/integration/bin/python -m pytest -m integration $(ARGS) tests/integration
+
+conformance: $(package)  ## CPython's own suites against the drop-in modules (ARGS=--fast: a part)
+	$(py) tests/conformance.py --envs $(VENV)/conformance $(ARGS)
 
 lint: $(dev)  ## ruff: rules and formatting
 	@rc=0; $(py) -m ruff check . || rc=1; $(py) -m ruff format --check . || rc=1; exit $$rc

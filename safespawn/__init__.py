@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from safespawn import asyncio_subprocess as asyncio_subprocess
     from safespawn import errors as errors
     from safespawn import events as events
+    from safespawn import futures as futures
     from safespawn import guard as guard
+    from safespawn import multiprocessing as multiprocessing
+    from safespawn import subprocess as subprocess
     from safespawn._core.restart import Backoff as Backoff
     from safespawn._core.status import CompletedProcess as CompletedProcess
     from safespawn._functions import acheck_output as acheck_output
@@ -136,6 +139,7 @@ _HOMES = {
     "uninstall": "installed",
 }
 _MODULES = ("errors", "events", "guard")
+_DROP_INS = ("asyncio_subprocess", "futures", "multiprocessing", "subprocess")  # no `import *` shall bring these
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT",

@@ -60,8 +60,9 @@ def settle(  # noqa: PLR0917 - as above
 
     The order is the kernel's wish: session and group first (they need no right), limits, nice and CPU set while the
     rights are still there, and the application's directory, which the new user may have no right to; then groups, gid,
-    uid; the death signal behind them, because a change of uid clears it; the directory that is asked for last of all
-    but exec, as the new user, who must have the right to it.
+    uid; the death signal behind them, because a change of uid clears it; the directory that is asked for late, as the
+    new user, who must have the right to it. The limit of descriptors comes last, since one may have a number above it;
+    to raise its hard part takes a right, so that is done with the other limits.
     """
     if system.armed:
         system.failpoint("child.before_setup")
