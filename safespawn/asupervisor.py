@@ -21,8 +21,9 @@ from safespawn._core.events import Event
 from safespawn._core.terms import Terms
 from safespawn._drive.async_driver import Home, Latch, adrive, find_home, shielded
 from safespawn._drive.keeper import Feed, Keeper
+from safespawn._family import LATE_SECONDS
 from safespawn._worker.notice import notify
-from safespawn.children import LATE_SECONDS, ChildOptions, ChildView, make_terms
+from safespawn.children import ChildOptions, ChildView, make_terms
 from safespawn.errors import BadArgument, ClosedError, ForeignCopy
 from safespawn.supervisor import SIGNALS, Supervisor, noted
 

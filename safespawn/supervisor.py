@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from safespawn._core.flow import Flow
     from safespawn._core.restart import GiveUp, Strategy
     from safespawn._drive.keeper import Keeper
-    from safespawn.children import Child, ChildOptions, Events, Family
+    from safespawn._family import Events, Family
+    from safespawn.children import Child, ChildOptions
 
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
@@ -365,7 +366,7 @@ class Supervisor(Runner):
         return [] if self._family is None else list(self._family.keeper.history)
 
     def _open_family(self) -> "Family":
-        from safespawn.children import Family
+        from safespawn._family import Family
 
         if self._engine.closed or self not in _entered:
             raise ClosedError(f"Supervisor {self.name!r}", help="enter it: with safespawn.Supervisor() as supervisor")

@@ -144,11 +144,11 @@ class Charge:
         self.resting.append(tell)
         self.tell_waiters()
 
-    def tell_waiters(self) -> None:
+    def tell_waiters(self, *, last: bool = False) -> None:
         """
-        It may be at rest now.
+        It may be at rest now; *last*: or nobody looks after it any more.
         """
-        if self.state in upkeep.RESTING and self.is_clear:
+        if last or (self.state in upkeep.RESTING and self.is_clear):
             resting, self.resting = self.resting + self.changing, []
             self.changing = []
             for tell in resting:

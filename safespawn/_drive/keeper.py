@@ -344,7 +344,7 @@ class Keeper:
         self.over = True
         self.pump.stopped = True
         for charge in list(self.charges.values()):
-            charge.tell_waiters()
+            charge.tell_waiters(last=True)
             if charge.starter is not None:
                 charge.starter(self.broken or ClosedError(f"Supervisor {self.name!r}"))
             charge.let_go()
