@@ -239,12 +239,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         "index": seat.index,
         "cpus": cpus_of(crew, seat.index) if post.is_spare else None,
         "is_spare": post.is_spare,
-        "path": list(map(str, sys.path)),
-        "elsewhere": elsewhere.places(),
-        "argv": list(map(str, sys.argv)),
-        "main": crew.config.main,
-        "authkey": authkey(),
-        "application": os.getpid(),
+        **program_facts(crew.config.main),
         "logging": crew.config.logging,
         "levels": None if crew.config.logging == "off" else current_levels(),
         "finalizer": crew.config.finalizer,
@@ -352,10 +347,21 @@ def _output(crew: "Crew", post: Post) -> tuple[str, bytes] | None:
     return output, post.token
 
 
-def authkey() -> bytes | None:
+def program_facts(main: "tuple[str, str] | None") -> dict[str, Any]:
     """
-    The key that multiprocessing has in this process, if it is used.
+    What every worker, and every supervised child, is told of this program.
     """
+    return {
+        "path": list(map(str, sys.path)),
+        "elsewhere": elsewhere.places(),
+        "argv": list(map(str, sys.argv)),
+        "main": main,
+        "authkey": _authkey(),
+        "application": os.getpid(),
+    }
+
+
+def _authkey() -> bytes | None:
     process = sys.modules.get("multiprocessing.process")
     return None if process is None else bytes(process.current_process().authkey)
 

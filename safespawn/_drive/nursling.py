@@ -4,8 +4,6 @@ A Python child comes: a fork of a template, told who it is and what it is to cal
 Runs in: application, where the pump runs.
 """
 
-import os
-import sys
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safespawn._core.flow import Flow
 from safespawn._core.terms import Function, Terms
 from safespawn._drive.levels import current_levels
-from safespawn._drive.muster import authkey
+from safespawn._drive.muster import program_facts
 from safespawn._drive.relay import relay
 from safespawn._drive.template import BOOT_SECONDS, Template, TemplateKey
 from safespawn._drive.worker import Worker, start_worker_flow, worker_spec
@@ -83,11 +81,7 @@ def _introduce(run: "Run", keeper: "Keeper", worker: Worker, terms: Terms, what:
         "index": 0,
         "cpus": None,
         "is_spare": False,
-        "path": list(map(str, sys.path)),
-        "argv": list(map(str, sys.argv)),
-        "main": what.main,
-        "authkey": authkey(),
-        "application": os.getpid(),
+        **program_facts(what.main),
         "logging": "relay" if wake_fd >= 0 else "inherit",
         "levels": current_levels(),
         "output": None,
