@@ -35,7 +35,6 @@ def work(dataset, indices, batches, done):
         number, wanted = task
         log.warning("batch %d", number)
         batches.put((number, bytes(4096), [dataset[index] for index in wanted]))
-    batches.cancel_join_thread()
 
 
 class Loader:
