@@ -103,7 +103,7 @@ class Crew:
         self.waits: dict[Any, None] = {}  # for log records to be handled
         self.row: Row | None = None
         self.histories: dict[int, tuple[int, str]] = {}  # by seat: how often it was filled again, and why
-        self.booting = True  # until the first template is there
+        self.booting = False  # a template is on its way
         self.failures = 0
         self.oom_kills: int | None = None  # in this control group, as last seen
         self.crashes: deque[float] = deque()

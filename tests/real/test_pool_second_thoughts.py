@@ -51,6 +51,29 @@ def test_a_module_may_map_its_own_function_as_it_is_imported_by_the_application(
     assert (code, out, error) == (0, "9\n", "")
 
 
+OWN_POOL = """
+import safespawn
+
+pool = safespawn.Executor(1)
+
+def inner(number):
+    return number + 1
+
+def use(number):
+    return pool.submit(inner, number).result(20)
+"""
+
+
+def test_a_pool_that_a_module_makes_for_itself_works_in_a_worker(tmp_path):
+    """It starts when it has its first task, wherever the module was imported, and ends."""
+    (tmp_path / "own.py").write_text(OWN_POOL, "utf-8")
+    program = (
+        "import safespawn, own\nif __name__ == '__main__':\n    with safespawn.Pool(1) as pool:\n"
+        "        print(pool.apply(own.use, (1,)))\n    own.pool.shutdown()\n"
+    )
+    assert run(program, tmp_path) == (0, "2\n", "")
+
+
 HANDLER = """
 import os, signal, sys, threading, time
 import safespawn
