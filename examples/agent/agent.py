@@ -67,7 +67,9 @@ def main():
     with safespawn.Supervisor("agent", restarts=100, per=10.0, give_up="degrade") as supervisor:
         collector = supervisor.start("collector", collect, 0.1, ready="notify", heartbeat=1.0, **policy)
         command = ["sh", "-c", WATCH_DISKS]
-        disks = supervisor.start("disks", command, on_line=lambda line: log.info("disk %s", line), **policy)
+        disks = supervisor.start(
+            "disks", command, on_line=lambda line: log.info("disk %s", line), hang_after=3.0, **policy
+        )  # a shell that waits for a `df` which hangs is up, and of no use
         supervisor.thread(count_sockets, name="sockets", args=(stop, counts), stop=stop.set)
         print(f"up: {os.getpid()}, collector {collector.value}, disks {disks.pid}", flush=True)
         number = supervisor.serve(timeout=seconds)

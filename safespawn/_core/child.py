@@ -12,6 +12,7 @@ known, and what is not known is not invented.
 Runs in: application, any thread.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -389,13 +390,17 @@ def exit_flow(child: Child, deadline: float | None) -> Flow[bool]:
 
 def lost_flow(child: Child) -> Flow[None]:
     """
-    The zygote died with this child on it. Its warden ends the child; then say what is known.
+    The zygote died with this child on it. Its warden ends the child, or if that was killed too, we do; then say what is
+    known.
 
     Raises:
         SpawnLost: Always, but for a child whose status the kernel still tells.
     """
     zygote = child.connection.zygote
     yield from zygote.death_flow()
+    if child.pidfd >= 0 and not zygote.keeps:
+        with contextlib.suppress(PermissionError):
+            tell(child, signal.SIGKILL, whole=False)
     status = kept_status(child.pidfd)
     ours = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUR_SIGNALS
     if status is not None and (not ours or zygote.exit_status() == 0):  # 0: closed in order, so that is how it ended

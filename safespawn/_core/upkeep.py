@@ -53,16 +53,18 @@ STACKS = "stacks"  # they have come, or will not
 EXITED = "exited"  # the kernel says so
 BURIED = "buried"  # its status is known as far as it can be, nothing of its tree is left that could be found
 STUCK = "stuck"  # SIGKILL has not ended it
-RUN_EVENTS = (STARTED, FAILED, READY, STOP, HURRY, GRACE_OVER, STACKS, EXITED, BURIED, STUCK)
+UNANSWERED = "unanswered"  # nobody wants it, and the zygote has not said in time whether there is one
+RUN_EVENTS = (STARTED, FAILED, READY, STOP, HURRY, GRACE_OVER, STACKS, EXITED, BURIED, STUCK, UNANSWERED)
 
 RUN_TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     (BORN, STARTED): (STARTING, ("watch", "probe")),
     (BORN, FAILED): (GONE, ("report_failed",)),
-    (BORN, STOP): (UNWANTED, ()),
-    (BORN, HURRY): (UNWANTED, ()),
+    (BORN, STOP): (UNWANTED, ("start_patience",)),
+    (BORN, HURRY): (UNWANTED, ("start_patience",)),
 
     (UNWANTED, STARTED): (ASKED, ("watch", "ask", "start_grace")),
     (UNWANTED, FAILED): (GONE, ("report_failed",)),
+    (UNWANTED, UNANSWERED): (GONE, ("cancel_start", "report_failed")),
 
     (STARTING, READY): (UP, ("report_ready",)),
     (STARTING, STOP): (ASKED, ("ask", "start_grace")),

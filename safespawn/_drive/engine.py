@@ -363,6 +363,18 @@ class Engine:
         template.retire()
         self._retired = [each for each in self._retired if not each.closed]
 
+    def shun_stopped(self) -> None:
+        """
+        Give no new children to a zygote or a template that somebody has stopped: a look for those who would wait ten
+        seconds for its answer, and start seldom.
+        """
+        for zygote in list(self._current.values()):
+            if zygote.usable and zygote.is_stopped():
+                zygote.suspect()
+        for key, template in list(self._templates.items()):
+            if template.usable and template.is_stopped():
+                self.retire(key, template)
+
     @property
     def templates(self) -> list[Template]:
         """

@@ -35,6 +35,7 @@ class Generation:
         closed: Its descriptors are gone.
     """
 
+    keeps: bool = True  # its children live on when it dies
     idle_limit = 64  # connections kept for later, two descriptors each in all; arbitrary, a loop's usual fan-out
 
     def __init__(

@@ -40,6 +40,7 @@ def start_function_flow(run: "Run", what: Function) -> Flow[Worker]:
         preload=what.preload, main=what.main, env=None if what.env is None else tuple(what.env.items())
     )  # fmt: skip
     for attempt in range(1, START_ATTEMPTS + 1):
+        keeper.engine.shun_stopped()
         template, ambient = yield from _template_flow(keeper.engine, key, wants_main=what.wants_main)
         env = {**(ambient.carried[0] if what.env is None else what.env), wire.MARK: run.mark}
         for variable in VARIABLES if what.env is None else ():

@@ -47,8 +47,8 @@ class Pump:
         self._soon: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self._flows: dict[_Running, None] = {}
-        self._waits: dict[int, list[_Running]] = {}  # by descriptor: the flows that wait for it
+        self._flows: dict[Running, None] = {}
+        self._waits: dict[int, list[Running]] = {}  # by descriptor: the flows that wait for it
 
     # --- descriptors -------------------------------------------------------------------------------------------------
     def watch(self, fd: int, handler: Handler, events: int = select.EPOLLIN) -> None:
@@ -92,15 +92,28 @@ class Pump:
             return
 
     # --- flows -------------------------------------------------------------------------------------------------------
-    def spawn(self, flow: Flow[Any], done: Callable[[Any, BaseException | None], object]) -> None:
+    def spawn(self, flow: Flow[Any], done: Callable[[Any, BaseException | None], object]) -> "Running":
         """
         Run *flow* beside the rest; *done* gets what it returns, or its exception. Only where the pump runs.
+
+        Returns:
+            What `cancel` takes.
         """
-        running = _Running(flow, done)
+        running = Running(flow, done)
         self._flows[running] = None
         self._step(running, None)
+        return running
 
-    def _step(self, running: "_Running", ready: dict[int, int] | None) -> None:
+    def cancel(self, running: "Running") -> None:
+        """
+        Close a flow where it waits, if it still does; nobody is told. Only where the pump runs, and not in that flow.
+        """
+        if running in self._flows:
+            del self._flows[running]
+            self._forget_wants(running)
+            running.flow.close()
+
+    def _step(self, running: "Running", ready: dict[int, int] | None) -> None:
         self._forget_wants(running)
         try:
             want = next(running.flow) if ready is None else running.flow.send(ready)
@@ -119,7 +132,7 @@ class Pump:
                     self.epoll.register(fd, events)
                     self.handlers[fd] = functools.partial(self._ready, fd)
 
-    def _forget_wants(self, running: "_Running") -> None:
+    def _forget_wants(self, running: "Running") -> None:
         for fd in running.want[0]:
             waiting = self._waits.get(fd)
             if waiting is not None and running in waiting:
@@ -231,7 +244,7 @@ class Pump:
 _originals: list[Any] = []  # flows of the process that this one was forked from: kept, so that they are never closed
 
 
-class _Running:
+class Running:
     """
     A flow on its way.
     """
@@ -239,6 +252,6 @@ class _Running:
     __slots__ = ("done", "flow", "want")
 
     def __init__(self, flow: Flow[Any], done: Callable[[Any, BaseException | None], object]) -> None:
-        self.flow = flow
-        self.done = done
+        self.flow: Flow[Any] = flow
+        self.done: Callable[[Any, BaseException | None], object] = done
         self.want: Want = ({}, None)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from safespawn._drive.keeper import Keeper
 
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
+PATIENCE_SECONDS = 1.0  # for the start of a process that nobody wants any more; fifty times what a start takes
 SWEEPS = 100  # looks for what it has left, until nothing is found; what was killed takes a moment to be gone
 SWEEP_SECONDS = 0.01  # between two
 
@@ -85,6 +86,7 @@ class Run:
         self.left: int = 0  # processes
         self.source: Source | None = None  # of its log records
         self._held: list[bytes] = []  # a message that waits for the records before it
+        self._starting: Any = None  # the flow that starts it
 
     def __repr__(self) -> str:
         return f"<run {self.number} of {self.terms.name!r}, {self.machine.state}>"
@@ -115,9 +117,10 @@ class Run:
         if isinstance(what, Function):
             flow = start_function_flow(self, what)
         else:
+            self.keeper.engine.shun_stopped()
             spec = readiness.with_notice(what.spec, self.probing, self.mark)
             flow = launch_flow(self.keeper.engine, spec, None, patient=True)
-        self.keeper.pump.spawn(flow, self._started)
+        self._starting = self.keeper.pump.spawn(flow, self._started)
 
     def _started(self, came: Any, error: BaseException | None) -> None:
         if error is not None:
@@ -140,6 +143,20 @@ class Run:
         self.pid = self.child.pid
         self.born = birth(self.pid)
         self.send(upkeep.STARTED)
+
+    def start_patience(self) -> None:
+        """
+        Effect: it may be started at this moment, and then it is ended in order; but who starts it may be stopped.
+        """
+        seconds = min(PATIENCE_SECONDS, self.keeper.grace(self.terms.stop_timeout))
+        self.keeper.later(seconds, functools.partial(self.send, upkeep.UNANSWERED))
+
+    def cancel_start(self) -> None:
+        """
+        Effect: give the start up. Its connection is closed by that, which ends what there may be of it.
+        """
+        self.end = restart.FAILED
+        self.keeper.pump.cancel(self._starting)
 
     def watch(self) -> None:
         """
@@ -325,10 +342,17 @@ class Run:
         child = self.child
         assert child is not None  # noqa: S101 - it has started
         tell(child, signal.SIGKILL, whole=True)
-        if self.worker is not None and self.state in upkeep.ALIVE and birth(child.pid) == self.born:
-            with contextlib.suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)  # its template may have gone; the group is its own
+        self._kill_group()  # its template or zygote may have gone, or be stopped
         self.signal(signal.SIGKILL)
+
+    def _kill_group(self) -> None:
+        """
+        SIGKILL for its process group, if that is its own, and its number is not somebody else's by now.
+        """
+        pid = self.pid
+        with contextlib.suppress(OSError):
+            if pid is not None and birth(pid) == self.born and os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
 
     def start_doubt(self) -> None:
         """
@@ -348,7 +372,12 @@ class Run:
         self.keeper.pump.spawn(self._bury_flow(self.child), self._buried)
 
     def _bury_flow(self, child: Child) -> Flow[None]:
+        zygote = child.connection.zygote
         try:
+            if child.status is None and zygote.is_stopped():
+                zygote.suspect()
+                self._kill_group()
+                raise child.unresponsive("exited, status unknown", 0.0)
             yield from exit_flow(child, time.monotonic() + NEWS_SECONDS)
             for _ in range(SWEEPS):
                 swept = yield from sweep_flow(child)

@@ -21,7 +21,7 @@ from safespawn._core.command import launch_flow
 from safespawn._core.connection import close_all
 from safespawn._core.flow import READ, DeadlinePassed, Flow, earliest
 from safespawn._core.spec import SpawnSpec
-from safespawn._drive.generation import SHARED_SECONDS, Generation
+from safespawn._drive.generation import LATE_SECONDS, SHARED_SECONDS, Generation
 from safespawn._worker import elsewhere
 from safespawn._worker.messages import write_long
 from safespawn._zygote import wire
@@ -102,7 +102,9 @@ class Template(Generation):
         try:
             self.control.send((wire.LOAD_MAIN,))
             self.is_busy = True
+            watch = StopWatch(self)
             while not self.has_main:
+                watch.look()
                 look_again = time.monotonic() + SHARED_SECONDS
                 ready = yield {self.control.fileno(): READ, self.gone_fd: READ}, earliest(deadline, look_again)
                 if self.main_refusal is not None:
@@ -183,6 +185,32 @@ class Template(Generation):
             self.child.connection.close()
 
 
+class StopWatch:
+    """
+    Looks whether somebody has stopped a template, which is waited for longer than anybody can wait for a stopped one.
+    """
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+        self.due: float = time.monotonic() + LATE_SECONDS
+        self.was_stopped = False
+
+    def look(self) -> None:
+        """
+        Now and then, and twice: one that is stopped for a moment only is none.
+
+        Raises:
+            BootError: It is stopped.
+        """
+        now = time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + LATE_SECONDS
+        before, self.was_stopped = self.was_stopped, self.template.is_stopped()
+        if before and self.was_stopped:
+            raise BootError("somebody has stopped it", executable=sys.executable)
+
+
 def boot_template_flow(engine: Any, key: TemplateKey, *, connections: int, deadline: float | None) -> Flow[Template]:
     """
     Start a template and wait until its preload is done.
@@ -231,10 +259,14 @@ def boot_template_flow(engine: Any, key: TemplateKey, *, connections: int, deadl
 
 
 def _hello_flow(template: Template, deadline: float | None) -> Flow[dict[str, object]]:
+    watch = StopWatch(template)
     while True:
-        ready = yield {template.control.fileno(): READ, template.gone_fd: READ}, deadline
+        ready = yield {template.control.fileno(): READ, template.gone_fd: READ}, earliest(deadline, watch.due)
         if not ready:
-            raise DeadlinePassed
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlinePassed
+            watch.look()
+            continue
         try:
             message, fds = template.control.receive()
         except BlockingIOError:

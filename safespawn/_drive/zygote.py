@@ -43,7 +43,7 @@ class Zygote(Generation):
         self.pidfd = pidfd
         self.warden_fd = warden_fd
         self.output_fd = output_fd
-        self.keeps = keeps
+        self.keeps: bool = keeps
         self._status: int | None = None
         self._once = [None]  # popped by the thread that releases
 
@@ -56,14 +56,24 @@ class Zygote(Generation):
 
     def death_flow(self) -> Flow[None]:
         """
-        The zygote has gone: wait, within a bound, until its warden has ended all its children.
+        The zygote has gone, or its warden: wait, within a bound, until the other one has ended all its children.
         """
-        self.usable = False
+        self.died()
         limit = time.monotonic() + DEATH_SECONDS
-        while not self.closed:
-            ready = yield {self.warden_fd: READ}, limit
-            if self.warden_fd in ready or not ready:
-                break
+        for fd in (self.warden_fd, self.pidfd):
+            ready = {}
+            while not self.closed and fd not in ready:
+                ready = yield {fd: READ}, limit
+                if not ready:
+                    return
+
+    def died(self) -> None:
+        """
+        It is gone. Its warden may have been stopped before: it is to end the children now.
+        """
+        super().died()
+        if not self.closed and self.owner_pid == os.getpid():
+            self._wake()
 
     def descriptors(self) -> set[int]:
         """
@@ -113,8 +123,7 @@ class Zygote(Generation):
             for connection in list(self.leased):
                 connection.shut()  # whoever waits on it wakes, and closes it
             self.hang_up()
-            if self.is_stopped():
-                self._wake()
+            self._wake()
             gone = yield from self._gone_flow(deadline)
             if not gone:
                 self._wake()
@@ -135,12 +144,13 @@ class Zygote(Generation):
             _tell(fd, signal.SIGCONT)
 
     def _gone_flow(self, deadline: float) -> Flow[bool]:
-        while True:
-            ready = yield {self.warden_fd: READ}, deadline
-            if self.warden_fd in ready:
-                return True
-            if not ready:
-                return False
+        for fd in (self.warden_fd, self.pidfd):  # a zygote whose warden was killed ends its children by itself
+            ready = {}
+            while fd not in ready:
+                ready = yield {fd: READ}, deadline
+                if not ready:
+                    return False
+        return True
 
     def release_if_gone(self) -> None:
         """

@@ -52,8 +52,7 @@ def main(arguments: list[str]) -> int:
     warden_pid = 0
     warden_fd = -1
     if not keeps:
-        if system.has_prctl():
-            system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        settle_in_the_tree()
         warden_pid = os.getpid()
         warden_fd = os.pidfd_open(warden_pid)
         zygote_pid = os.fork()
@@ -62,8 +61,7 @@ def main(arguments: list[str]) -> int:
             os.close(warden_fd)
             return guard(zygote_pid, application_fd)
         os.setpgid(0, 0)
-        if system.has_prctl():
-            system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        settle_in_the_tree()
         if os.getppid() != warden_pid:
             return 0
     name_this("safespawn")
@@ -77,6 +75,18 @@ def main(arguments: list[str]) -> int:
     system.failpoint("zygote.booted")
     zygote.serve()
     return 0
+
+
+def settle_in_the_tree() -> None:
+    """
+    Be who orphans come to, and be woken, if somebody has stopped us, when our parent ends: then we end all below us.
+
+    The kernel counts the thread that started us as the parent. That one may end while the program goes on; SIGCONT
+    means nothing to a process that is not stopped, and comes again with the next parent's end. Source: prctl(2).
+    """
+    if system.has_prctl():
+        system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        system.prctl(system.PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def hello(zygote: server.Server, warden_pid: int) -> None:
@@ -108,6 +118,7 @@ def guard(zygote_pid: int, application_fd: int) -> int:
     ends.register(application_fd, select.POLLIN)
     if not any(fd == zygote_fd for fd, _ in ends.poll()):
         ends.unregister(application_fd)
+        system.signal_quietly(zygote_pid, signal.SIGCONT)  # stopped, it would end nothing
         if not ends.poll(END_SECONDS * 1000):
             os.kill(zygote_pid, signal.SIGKILL)
             ends.poll(END_SECONDS * 1000)

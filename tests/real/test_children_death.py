@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -13,9 +14,10 @@ import safespawn
 from support import child_tasks, leaks
 from support.applications import Application, Census
 from support.child_tasks import PLAIN
-from support.children import ENV, alive, fields, program, reap_orphans, signals, survivors
+from support.children import ENV, alive, becomes, fields, program, reap_orphans, signals, survivors
 
 SECONDS = 15.0  # generous; what is promised is 2 s
+LONG_SECONDS = 60.0  # half of what a template's imports may take
 LOOPS = ("asyncio", "trio")
 
 
@@ -171,12 +173,133 @@ def test_a_stopped_zygote_without_its_warden_is_ended():
     with safespawn.Supervisor(guard="off") as inner:
         child = inner.start("x", PLAIN)
         (zygote,) = inner.statistics()["zygotes"]
-        with open(f"/proc/{zygote}/stat") as file:
-            warden = int(file.read().rpartition(")")[2].split()[1])
         pids = [zygote, child.pid]
         os.kill(zygote, signal.SIGSTOP)
-        os.kill(warden, signal.SIGKILL)
+        os.kill(warden_of(zygote), signal.SIGKILL)
+        assert survivors(pids[:1], SECONDS) == []  # at once
     assert survivors(pids, SECONDS) == []
+
+
+def warden_of(zygote):
+    """The parent of a zygote."""
+    with open(f"/proc/{zygote}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def test_a_stopped_warden_ends_what_its_zygote_leaves(supervisor):
+    """A warden that was stopped before its zygote was killed is woken by the next call, and ends the commands."""
+    child = supervisor.start("x", PLAIN)
+    (zygote,) = supervisor.statistics()["zygotes"]
+    before = child.pid
+    os.kill(warden_of(zygote), signal.SIGSTOP)
+    os.kill(zygote, signal.SIGKILL)
+    assert survivors([zygote], SECONDS) == []
+    assert supervisor.run(["true"]).returncode == 0
+    assert survivors([before], SECONDS) == []
+
+
+def test_a_command_whose_zygote_and_warden_died(supervisor):
+    """When nobody is left to end a command its caller does, and says that its status is lost."""
+    errors, spawned = [], []
+
+    def call():
+        try:
+            supervisor.run(["sh", "-c", "echo $$; exec sleep 1000"], on_line=lambda line: spawned.append(int(line)))
+        except safespawn.errors.SpawnLost as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    becomes(lambda: spawned)
+    (zygote,) = supervisor.statistics()["zygotes"]
+    warden = warden_of(zygote)
+    for pid, number in ((warden, signal.SIGSTOP), (zygote, signal.SIGKILL), (warden, signal.SIGKILL)):
+        os.kill(pid, number)  # so near to one another that nobody can do anything in between
+    thread.join(child_tasks.SECONDS)
+    assert not thread.is_alive()
+    assert [error.pid for error in errors] == spawned
+    assert survivors(spawned, SECONDS) == []
+
+
+@pytest.mark.parametrize("warden_too", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_nothing_outlives_an_application_with_a_stopped_zygote(warden_too):
+    """A zygote that is stopped is woken when the application is killed, whatever has become of its warden."""
+    census = Census()
+    with application("kill") as app:
+        said = facts(app)
+        wardens = [warden_of(zygote) for zygote in said["zygotes"]]
+        for zygote in said["zygotes"]:
+            os.kill(zygote, signal.SIGSTOP)
+        for warden in wardens:
+            os.kill(warden, warden_too)
+        app.process.kill()
+        assert survivors([*said["pids"], *said["zygotes"]], SECONDS) == []
+        app.process.wait(SECONDS)
+    assert census.gone(SECONDS) == {}
+
+
+@pytest.fixture
+def preloaded(tmp_path, monkeypatch):
+    """Makes a module that says that it is being imported by a template, and then does as it is told, once."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(action):
+        path = tmp_path / "imported"
+        text = f"import os, signal, time\nif not os.path.exists({str(path)!r}):\n"
+        text += f"    open({str(path)!r}, 'w').close()\n    {action}\n"
+        (tmp_path / "safespawn_nemesis.py").write_text(text)
+        return path
+
+    return make
+
+
+def test_a_template_that_is_stopped_in_its_boot(supervisor, preloaded):
+    """A stopped template is not waited for until its imports would be over; the next one does what it was to do."""
+    path = preloaded("os.kill(os.getpid(), signal.SIGSTOP)")
+    options = {"ready": "notify", "preload": ["safespawn_nemesis"]}
+    began = time.monotonic()
+    with pytest.raises(safespawn.errors.BootError, match="stopped"):
+        supervisor.start("x", child_tasks.beats, 0, **options)
+    assert path.exists()
+    assert time.monotonic() - began < LONG_SECONDS
+    assert supervisor.start("x", child_tasks.beats, 0, **options).state == "up"
+
+
+def test_a_start_that_is_not_answered_does_not_hold_up_the_end(preloaded):
+    """A supervisor that is left while a template imports something for ever gives that start up in a moment."""
+    path = preloaded("time.sleep(1000)")
+    errors = []
+    with safespawn.Supervisor(guard="off") as inner:
+
+        def start():
+            try:
+                inner.start("x", child_tasks.beats, 0, ready="notify", preload=["safespawn_nemesis"])
+            except safespawn.SafespawnError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        becomes(path.exists)
+        began = time.monotonic()
+    assert time.monotonic() - began < SECONDS
+    thread.join(child_tasks.SECONDS)
+    assert [type(error).__name__ for error in errors] == ["ClosedError"]
+
+
+def test_the_template_is_stopped(supervisor):
+    """The end of a function whose template is stopped is known at once, and the next one comes of another template."""
+    events = supervisor.events()
+    child = supervisor.start("x", child_tasks.beats, 0, ready="notify")
+    template = next(iter(supervisor._engine.templates))
+    before = child.pid
+    os.kill(template.pid, signal.SIGSTOP)
+    os.kill(before, signal.SIGKILL)
+    began = time.monotonic()
+    exited = until(events, "Exited", "x")
+    assert (exited.pid, exited.returncode) == (before, -signal.SIGKILL)
+    assert time.monotonic() - began < 4.0  # the word of a zygote that is not stopped is waited for for longer
+    assert until(events, "Ready", "x").pid not in (before, None)
+    assert survivors([template.pid], SECONDS) == []
 
 
 def test_the_template_dies(supervisor):
