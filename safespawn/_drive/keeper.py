@@ -25,7 +25,7 @@ from typing import Any
 import attrs
 
 from safespawn._core import events, upkeep
-from safespawn._core.restart import FAILURES, GiveUp, Intensity, Strategy, affected
+from safespawn._core.restart import FAILED, FAILURES, GiveUp, Intensity, Strategy, affected
 from safespawn._core.terms import Terms
 from safespawn._drive import inbox, vigil
 from safespawn._drive.charge import Charge, Starter
@@ -539,6 +539,8 @@ def words(event: events.Event) -> tuple[int, str]:
     """
     if isinstance(event, events.Exited) and event.end in FAILURES:
         why = f": {type(event.error).__name__}: {event.error}".partition("\n")[0] if event.error is not None else ""
+        if event.end == FAILED:
+            return 30, f"it could not be started{why}"
         return 30, f"{how_it_ended(event.returncode, event.pid)} ({event.end}) after {event.duration:.1f} s{why}"
     if isinstance(event, events.Killed):
         stacks = f"; it did this instead:\n{event.stacks.rstrip()}" if event.stacks else ""

@@ -113,7 +113,10 @@ class PortProbe:
 
     def _try_flow(self) -> Flow[bool]:
         family = _socket.AF_INET6 if ":" in self.place[0] else _socket.AF_INET
-        socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        try:
+            socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        except OSError:
+            return False  # no descriptor is left just now
         try:
             code = socket.connect_ex(self.place)
             if code == errno.EINPROGRESS:
@@ -209,8 +212,12 @@ class NoticeProbe:
         self.run = run
         kind = _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
         self.socket: _socket.socket | None = _socket.socket(_socket.AF_UNIX, kind)
-        self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
-        self.socket.bind("")  # the kernel finds a name
+        try:
+            self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+            self.socket.bind("")  # the kernel finds a name
+        except OSError:
+            self.socket.close()
+            raise
         self.name: bytes = b"@" + bytes(self.socket.getsockname())[1:]
         self.watched = False
 

@@ -113,7 +113,11 @@ class Run:
         self.oom_before = oom_kills()
         what = self.terms.what
         flow: Flow[Any]
-        self.probing = readiness.probe_for(self)
+        try:
+            self.probing = readiness.probe_for(self)
+        except OSError as error:  # no descriptor is left: this start has failed, and nothing else
+            self.keeper.pump.call_soon(functools.partial(self._started, None, error))
+            return
         if isinstance(what, Function):
             flow = start_function_flow(self, what)
         else:
@@ -177,7 +181,11 @@ class Run:
         """
         self.keeper.later(self.terms.ready_timeout, self._late)
         if self.probing is not None:
-            self.probing.start()
+            try:
+                self.probing.start()
+            except (OSError, RuntimeError) as error:  # no further thread is allowed, say
+                self.error = error
+                self.charge.on_unusable(self)
         elif self.terms.ready.kind == "started" and self.worker is None:
             self.send(upkeep.READY)
 

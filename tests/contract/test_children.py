@@ -5,6 +5,7 @@
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -326,6 +327,59 @@ def test_ready_by_function(supervisor, tmp_path):
     with pytest.raises(ChildFailed) as caught:
         supervisor.start("y", PLAIN, ready=lambda: 1 / 0)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_no_descriptor_for_readiness(caplog):
+    """A start for which no descriptor is left has failed, and is tried again; the other children do not notice."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ends = []
+
+    def on_event(event):
+        if type(event).__name__ == "Exited" and len(ends) < 2:
+            ends.append(event.end)
+            if len(ends) == 2:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                return
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+
+    try:
+        with safespawn.Supervisor(guard="off", on_event=on_event) as supervisor:
+            other = supervisor.start("other", PLAIN)
+            command = [sys.executable, "-Sc", NOTIFIER]
+            child = supervisor.start("picky", command, ready="notify", backoff=QUICK)
+            events = supervisor.events()
+            os.kill(child.pid, signal.SIGKILL)
+            until(events, "Ready")
+            assert ends == ["signal", "failed"]
+            assert (child.state, other.state, other.restarts) == ("up", "up", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "it could not be started: " in caplog.text
+
+
+def test_no_thread_for_readiness(supervisor, monkeypatch):
+    """A start for which no thread is left has failed, and is tried again."""
+    starts = []
+    really_start = threading.Thread.start
+
+    def start(thread):
+        starts.append(thread.name)
+        if starts.count("safespawn ready asked") == 2:
+            starts.append("refused")
+            raise RuntimeError("can't start new thread")
+        really_start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    child = supervisor.start("asked", PLAIN, ready=os.getpid, backoff=QUICK)
+    events = supervisor.events()
+    os.kill(child.pid, signal.SIGKILL)
+    until(events, "Exited")
+    exited = until(events, "Exited")
+    assert (exited.end, str(exited.error)) == ("error", "can't start new thread")
+    until(events, "Ready")
+    assert starts[-2:] == ["refused", "safespawn ready asked"]
 
 
 def test_lines(supervisor, capfd):
