@@ -7,7 +7,6 @@ Runs in: application, any thread but that one.
 # pyright: reportPrivateUsage=false
 
 import contextlib
-import functools
 import math
 import os
 import select
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, Self
 
-from safespawn._core import upkeep
 from safespawn._core.child import KILL_SECONDS
 from safespawn._core.events import Event
 from safespawn._core.terms import STOP_SECONDS, Terms
@@ -45,6 +43,7 @@ class Family:
         self._handlers: dict[int, Any] = {}
         keeper.on_broken.append(self._wake)
         keeper.on_over.append(self._wake)
+        keeper.on_rest.append(self._wake)
         with hold():
             try:
                 self.thread.start()
@@ -157,30 +156,17 @@ class Family:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         look = select.poll()
         look.register(self._wake_fd, select.POLLIN)
-        tell = self._wake
-        self.keeper.call(functools.partial(self._tell_when_idle, tell))
         while True:
             if self.keeper.broken is not None:
                 raise self.keeper.broken
             if self.signalled:
                 return self.signalled[0]
-            if self.is_idle() or time.monotonic() >= deadline:
+            if self.keeper.is_at_rest() or time.monotonic() >= deadline:
                 return None
             left = deadline - time.monotonic()
             look.poll(None if left == math.inf else max(0, math.ceil(left * 1000)))
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-
-    def is_idle(self) -> bool:
-        """
-        Whether all children are at rest, so that nothing will happen any more.
-        """
-        return all(charge.state in upkeep.RESTING and charge.is_clear for charge in list(self.keeper.charges.values()))
-
-    def _tell_when_idle(self, tell: Callable[[], object]) -> None:
-        for charge in self.keeper.charges.values():
-            charge.when_resting(tell)
-        tell()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """

@@ -303,12 +303,9 @@ class AsyncFamily:
         import anyio
 
         latch = self.latch()
+        keeper = self.keeper
         notify("READY=1")
         found: list[int] = []
-
-        def look() -> None:
-            if all(each.state in upkeep.RESTING and each.is_clear for each in self.keeper.charges.values()):
-                latch.set()
 
         async def hear(*, task_status: Any) -> None:
             with anyio.open_signal_receiver(*map(signal.Signals, signals)) as heard:
@@ -320,12 +317,12 @@ class AsyncFamily:
 
         async with anyio.create_task_group() as group:
             await group.start(hear)
-            for charge in list(self.keeper.charges.values()):
-                charge.when_resting(look)
-            look()
+            keeper.on_rest.append(latch.set)
             try:
-                await latch.wait()
+                if not keeper.is_at_rest():
+                    await latch.wait()
             finally:
+                keeper.on_rest.remove(latch.set)
                 group.cancel_scope.cancel()
         return found[0] if found else None
 

@@ -127,6 +127,7 @@ class Keeper:
         self.broken: BaseException | None = None
         self.on_over: list[Callable[[], object]] = []
         self.on_broken: list[Callable[[], object]] = []
+        self.on_rest: list[Callable[[], object]] = []  # told whenever all children are at rest
         self.feeds: list[Feed] = []
         self.history: deque[events.Event] = deque(maxlen=KEPT_EVENTS)
         self.counts: Counter[str] = Counter()
@@ -260,6 +261,15 @@ class Keeper:
                     self.rounds.remove(each)
         for charge in list(self.charges.values()):
             charge.tell_waiters()
+        if self.on_rest and self.is_at_rest():
+            for tell in list(self.on_rest):
+                tell()
+
+    def is_at_rest(self) -> bool:
+        """
+        Whether all children are, so that nothing will happen any more by itself.
+        """
+        return all(charge.state in upkeep.RESTING and charge.is_clear for charge in list(self.charges.values()))
 
     def _advance_round(self, each: Round) -> bool:
         """
@@ -350,7 +360,7 @@ class Keeper:
             charge.let_go()
         for feed in self.feeds:
             feed.end()
-        for tell in self.on_over:
+        for tell in [*self.on_over, *self.on_rest]:
             tell()
 
     def is_over(self) -> bool:

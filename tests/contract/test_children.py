@@ -21,7 +21,7 @@ import safespawn.children
 from safespawn import errors
 from safespawn.child_errors import ChildFailed, ChildNotReady, ChildrenGaveUp
 from support import child_tasks
-from support.child_tasks import PLAIN, keeping
+from support.child_tasks import PLAIN, SECONDS, keeping
 from support.children import alive, program, survivors
 
 
@@ -254,6 +254,37 @@ async def test_recycling(face, limit):
         assert story == ["Starting x", "Ready x", "Starting x", "Ready x", "Stopping x", "Exited x"]
         assert alive(child.pid)
         assert child.restarts == 0
+
+
+async def test_serving_ends_with_the_last_child(face):
+    """It waits for children that were started, or started again, while it waited."""
+    async with keeping(face) as kept:
+        first = await kept.start("first", PLAIN, restart="never")
+        moved = []
+
+        async def more():
+            second = await kept.start("second", PLAIN, restart="never")
+            os.kill(first.pid, signal.SIGKILL)
+            await kept.until("Exited", "first")
+            await kept.call(first.restart)
+            os.kill(second.pid, signal.SIGKILL)
+            await kept.until("Exited", "second")
+            moved.append(first.state)
+            os.kill(first.pid, signal.SIGKILL)
+
+        if kept.is_async:
+            with anyio.fail_after(SECONDS):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(more)
+                    assert await kept.supervisor.serve() is None
+        else:
+            thread = threading.Thread(target=anyio.run, args=(more,))
+            thread.start()
+            began = time.monotonic()
+            assert kept.supervisor.serve(timeout=SECONDS) is None
+            assert time.monotonic() - began < SECONDS
+            thread.join()
+        assert moved == ["up"]
 
 
 async def test_restart_by_its_owner(face):
