@@ -183,13 +183,21 @@ class AsyncFamily:
 
     async def open(self) -> None:
         """
-        Start the task.
+        Start the task. A cancellation waits for that: it takes no time, and a task that is half started is shielded.
         """
         await self.group.__aenter__()
-        await self.group.start(self._serve)
+        try:
+            with shielded():
+                await self.group.start(self._serve)
+        except BaseException as error:
+            self.keeper.release()
+            self.over.set()
+            await self.group.__aexit__(type(error), error, error.__traceback__)
+            raise
 
     async def _serve(self, *, task_status: Any) -> None:
         keeper = self.keeper
+        interruption: BaseException | None = None
         try:
             with shielded():
                 task_status.started()
@@ -199,12 +207,16 @@ class AsyncFamily:
                     except BaseException as error:
                         if keeper.is_over() or isinstance(error, (GeneratorExit, Exception)):
                             raise
-                        keeper.hurry()  # the event loop is being ended, by a second Ctrl-C: so shall we
+                        interruption = error  # the event loop is being ended, and waits for this task
+                        keeper.close()
+                        keeper.hurry()
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             keeper.lose_pump(error)
         finally:
             keeper.release()
             self.over.set()
+        if interruption is not None:
+            raise interruption
 
     def latch(self) -> Latch:
         """

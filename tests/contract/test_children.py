@@ -19,6 +19,7 @@ import pytest
 import safespawn
 import safespawn.children
 from safespawn import errors
+from safespawn.asupervisor import AsyncFamily
 from safespawn.child_errors import ChildFailed, ChildNotReady, ChildrenGaveUp
 from support import child_tasks
 from support.child_tasks import PLAIN, SECONDS, keeping
@@ -285,6 +286,22 @@ async def test_serving_ends_with_the_last_child(face):
             assert time.monotonic() - began < SECONDS
             thread.join()
         assert moved == ["up"]
+
+
+async def test_cancelled_while_it_is_entered(async_face, monkeypatch):
+    """A cancellation that comes while the task of the children is being started ends it, and the block."""
+    really_open = AsyncFamily.open
+
+    async def open_(family):
+        scope.cancel()
+        await really_open(family)
+
+    monkeypatch.setattr(AsyncFamily, "open", open_)
+    with anyio.fail_after(SECONDS, shield=True):
+        with anyio.CancelScope() as scope:
+            async with safespawn.AsyncSupervisor(guard="off") as supervisor:
+                await supervisor.start("x", PLAIN)
+        assert scope.cancelled_caught
 
 
 async def test_restart_by_its_owner(face):

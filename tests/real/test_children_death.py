@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -326,6 +327,24 @@ def test_a_stopped_child_is_stopped(supervisor):
     child.stop()
     assert child.state == "done"
     assert supervisor.recent_events()[-1].returncode == -signal.SIGTERM
+
+
+UNLEFT = """
+import asyncio, os, safespawn
+async def main():
+    supervisor = await safespawn.AsyncSupervisor(guard="off").__aenter__()
+    child = await supervisor.start("x", ["sleep", "1000"])
+    print(child.pid, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_an_event_loop_that_ends_before_its_supervisor_is_left():
+    """The loop waits for the task that serves the children, which ends them, and itself."""
+    found = subprocess.run(
+        [sys.executable, "-c", UNLEFT], env=ENV, stdout=subprocess.PIPE, timeout=30.0, check=True, text=True
+    )
+    assert survivors([int(found.stdout)]) == []
 
 
 def test_many_restarts(supervisor):
