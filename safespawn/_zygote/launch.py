@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from _functools import partial  # type: ignore[import-not-found]  # no stubs
 from _posixsubprocess import fork_exec
 
 import system
@@ -30,9 +31,10 @@ from program import BUSY_PAUSES, LaunchError, enter, start_from, try_each
 
 TYPE_CHECKING = False  # known to the type checkers by its name; `typing` is not imported here
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from lend import Identity
+    from lend import Identity, Undo
 
     Way = tuple[int | None, bool, Identity | None, bool]
 
@@ -163,13 +165,10 @@ class Launcher:
     def _outside(self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]") -> bool:
         """
         Whether a descriptor is to have a number above the child's own limit, as one may that was opened before the
-        limit was lowered. It must be there before the limit.
+        limit was lowered, and a stream if that is below three. It must be there before the limit.
         """
-        if not request[7]:
-            return False
         soft, _ = self.lender.files(ambient, request[13])
-        highest: int = max(number for _, number in request[7])
-        return 0 <= soft <= highest
+        return 0 <= soft <= max([STREAMS - 1, *(number for _, number in request[7])])
 
     def wire_up(self, request: "tuple[Any, ...]", fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """
@@ -224,19 +223,20 @@ class Launcher:
         finally:
             if acting:
                 give_back(acting)
-        undo = self.lender.lend(ambient, request[13], request[12]) if lends else None
+        if system.armed:
+            system.failpoint("zygote.before_spawn")
+        lend = partial(self.lender.lend, ambient, request[13], request[12]) if lends else None
+        session = request[9] & wire.NEW_SESSION != 0
         try:
-            if system.armed:
-                system.failpoint("zygote.before_spawn")
-            session = request[9] & wire.NEW_SESSION != 0
             if len(pairs) == STREAMS:
-                return start(request[1], candidates, self.words(env), pairs, group, identity, session=session)
-            return start_with(request[1], candidates, env, pairs, group, session=session)
+                return start(request[1], candidates, self.words(env), pairs, group, identity, lend, session=session)
+            undo = lend() if lend else []
+            try:
+                return start_with(request[1], candidates, env, pairs, group, session=session)
+            finally:
+                give_back(undo)
         except OSError as error:
             raise LaunchError(*blame(error, group)) from None
-        finally:
-            if undo:
-                give_back(undo)
 
     def fork(
         self, request: "tuple[Any, ...]", ambient: "tuple[Any, ...]", fds: list[int], ends: Ends, group: int | None
@@ -318,18 +318,22 @@ def fits(row: tuple[int, ...], count: int) -> bool:
     return len(row) == 2 and 0 <= row[0] < count and row[1] >= 0
 
 
-def start(
+def start(  # noqa: PLR0917 - what `fork_exec` takes
     argv: tuple[bytes, ...],
     candidates: list[bytes],
     words: list[bytes],
     pairs: list[tuple[int, int]],
     group: int | None,
     identity: "Identity | None",
+    lend: "Callable[[], Undo] | None",
     *,
     session: bool,
 ) -> int:
     """
     Start the first of *candidates* that can be, with the three streams of *pairs*; returns its pid.
+
+    What *lend* takes on is there for the fork alone: under the child's limit of descriptors no pipe could be made here,
+    where more are open.
 
     Raises:
         LaunchError: No pipe; or the child could not become *identity*.
@@ -343,12 +347,17 @@ def start(
         except OSError as error:
             raise LaunchError("pipe", error.errno or errno.EIO) from None
         try:
-            pid = fork_exec(
-                argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
-                pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
-                False, session, -1 if group is None else group,
-                gid, None if groups is None else list(groups), user, -1, *_NO_HOOK,
-            )  # fmt: skip
+            undo = lend() if lend else None
+            try:
+                pid = fork_exec(
+                    argv, candidates, False, (), None, words,  # type: ignore[arg-type]  # typeshed wants a directory
+                    pairs[0][0], -1, -1, pairs[1][0], -1, pairs[2][0], report_r, report_w,
+                    False, session, -1 if group is None else group,
+                    gid, None if groups is None else list(groups), user, -1, *_NO_HOOK,
+                )  # fmt: skip
+            finally:
+                if undo:
+                    give_back(undo)
         except BaseException:
             os.close(report_w)
             os.close(report_r)

@@ -102,6 +102,19 @@ async def test_rlimits(face):
     assert result.stdout.split()[2:] != untouched[2:]
 
 
+async def test_a_limit_of_descriptors_below_what_the_zygote_has_open(face):
+    """A child may have fewer descriptors than the zygote has at that moment, even fewer than its own streams are."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):  # a connection, a pidfd each
+            stack.enter_context(safespawn.Popen(["cat"], stdin=PIPE, stdout=DEVNULL))
+        for limit in (4, 16):
+            limits = {resource.RLIMIT_NOFILE: limit}
+            result = await face.run(["grep", "files", "/proc/self/limits"], rlimits=limits, stdout=PIPE)
+            assert int(result.stdout.split()[3]) == limit
+        with pytest.raises(FileNotFoundError):  # the streams are in place: it is the program that is missing
+            await face.run(["/nonexistent/program"], rlimits={resource.RLIMIT_NOFILE: 2}, stdout=PIPE)
+
+
 async def test_a_descriptor_above_the_limit(face):
     """One whose number is not below the child's limit of descriptors is there all the same, as after any fork."""
     fd = os.open("/dev/null", os.O_RDONLY)
