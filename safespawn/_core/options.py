@@ -31,6 +31,7 @@ _ENCODING_ERRORS = sys.getfilesystemencodeerrors()
 _MOST_FDS = wire.MAX_FDS - 5  # the message's body, the working directory and the three streams go the same way
 _MOST_CPUS = 65536  # arbitrary: eight times what Linux can have
 _MOST_NICE = 1000  # arbitrary: the kernel takes what is too much for the most
+_MOST_PID = 2**31 - 1  # pid_t
 _NO_LIMIT = 2**63  # what setrlimit takes is below; -1 is RLIM_INFINITY
 _KNOWN_LIMITS = "a mapping of resource.RLIMIT_... to a number or to (soft, hard)"
 
@@ -334,7 +335,7 @@ def _numbers(parameter: str, value: Any) -> tuple[int, ...]:
 def _process_group(value: Any) -> int:
     if value is None or value == -1:
         return wire.GROUP_AUTO
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value <= _MOST_PID:
         raise BadArgument(
             "a process group is a number from 0 up", parameter="process_group", value=value, help="0 makes a new one"
         )
@@ -361,7 +362,7 @@ def _signals(parameter: str, value: Any) -> tuple[int, ...]:
 
 
 def _signal(parameter: str, value: Any) -> int:
-    if isinstance(value, int) and 1 <= value < signal.NSIG:
+    if isinstance(value, int) and value in signal.valid_signals():  # without those that the C library keeps: 32 and 33
         return int(value)
     raise BadArgument("no such signal", parameter=parameter, value=value, help="write signal.SIGTERM, say")
 

@@ -302,9 +302,9 @@ class Server(Loop):
                 session.pid, session.report_fd = self.launcher.fork(request, ambient, fds, ends, group)
             else:
                 session.pid = self.launcher.spawn(request, ambient, fds, ends, group, identity, lends=lends)
-        except LaunchError as error:
+        except Exception as error:  # noqa: BLE001 - what nobody foresaw is an answer too, not the loss of a connection
             ends.close_given()
-            self.event(session, table.LAUNCH_FAILED, error)
+            self.event(session, table.LAUNCH_FAILED, failed(error))
             return
         finally:
             ends.close_child()
@@ -657,6 +657,18 @@ class Server(Loop):
         while self.sessions and time.monotonic() < deadline:
             self.turn(0.1)
         system.kill_all_children(self.own_pid, deadline)
+
+
+def failed(error: Exception) -> LaunchError:
+    """
+    *error* as one of a launch: a number that no C type holds is an invalid argument.
+    """
+    if isinstance(error, LaunchError):
+        return error
+    if isinstance(error, MemoryError):
+        return LaunchError("fork", errno.ENOMEM)
+    number = errno.EINVAL if isinstance(error, (OverflowError, ValueError)) else errno.EPROTO
+    return LaunchError("fork", getattr(error, "errno", None) or number)
 
 
 def whole(fds: list[int]) -> tuple[bytes, ...] | None:

@@ -167,6 +167,18 @@ class Peers(RuleBasedStateMachine):
         message = spawn((b"true",), 0, ambient=AMBIENT if ambient else None, streams=streams)
         self.say(peer, wire.encode(message), tuple(os.open("/", os.O_RDONLY) for _ in range(fds)))
 
+    @rule(place=st.sampled_from([7, 10, 11, 12]), number=st.sampled_from([2**31, 2**40, 2**70]))
+    def start_with_a_number_that_no_c_type_holds(self, place, number):
+        """A request of the right shape that no system call can carry out is answered, and leaves no pipe."""
+        message = [*spawn((b"true",), 0, streams=(wire.PIPE,) * 3)]
+        message[place] = {7: ((1, number),), 12: (number,)}.get(place, number)
+        peer = self.connect()
+        self.say(peer, wire.encode(tuple(message)), (os.open("/", os.O_PATH), os.open("/", os.O_PATH)))
+        while not select.select([peer], [], [], 0)[0]:
+            self.server.turn(0.05)  # a forked child tells it
+        answer = wire.decode(peer.recv(65536))
+        assert answer[0] == wire.FAILED, answer
+
     @rule(peer=peers, number=st.sampled_from([0, 9, 15, 19, 18, -1, 1000, 2**40]), whole=st.booleans())
     def kill(self, peer, number, whole):
         """A signal, possible or not."""
