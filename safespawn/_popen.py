@@ -69,6 +69,8 @@ class Popen(subprocess.Popen[Any]):
             handles: tuple[int, ...] = standard._get_handles(*streams)
             return handles
         self._wanted = streams
+        if subprocess.PIPE in streams and getattr(self, "pipesize", -1) > 0:
+            _try_size(self.pipesize)  # type: ignore[attr-defined]
         return (-1,) * 6
 
     def _execute_child(  # noqa: PLR0917 - the standard class's
@@ -96,7 +98,7 @@ class Popen(subprocess.Popen[Any]):
             if name != "extra_groups" and value is not None and value >= _MOST_ID:
                 raise OverflowError(f"{name} is greater than maximum")
         if umask >= 0:
-            options["umask"] = umask
+            options["umask"] = umask & 0o777  # as the kernel takes it
         if start_new_session:
             options["start_new_session"] = True
         if process_group >= 0:
@@ -143,9 +145,13 @@ class Popen(subprocess.Popen[Any]):
         self._child_created = True  # forgotten while it runs, it is kept by the standard class till it has ended
         self.stdin, self.stdout, self.stderr = held.stdin, held.stdout, held.stderr
         pipesize = getattr(self, "pipesize", -1)
-        for file in (self.stdin, self.stdout, self.stderr):
-            if pipesize > 0 and file is not None:
-                fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, pipesize)
+        try:
+            for file in (self.stdin, self.stdout, self.stderr):
+                if pipesize > 0 and file is not None:
+                    fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, pipesize)
+        except OSError:  # one pipe of that size was possible, three are not
+            self._end_tree()
+            raise
 
     def _internal_poll(self, *args: Any, **options: Any) -> int | None:
         if self._held is None:
@@ -228,6 +234,18 @@ def _passed(pass_fds: Any, close_fds: Any) -> list[int]:
 
 def _open_fds() -> list[int]:
     return [int(name) for name in os.listdir("/proc/self/fd")]
+
+
+def _try_size(size: int) -> None:
+    """
+    Fail as the standard class does, before anything runs, where a pipe cannot hold *size* bytes.
+    """
+    read_fd, write_fd = os.pipe()
+    try:
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, size)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 def _stop_at_exit() -> None:

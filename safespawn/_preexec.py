@@ -73,6 +73,8 @@ def _read(function: types.FunctionType) -> list[tuple[Any, tuple[Any, ...]]]:
     code = function.__code__
     if code.co_argcount or code.co_kwonlyargcount or code.co_flags & 0xC:
         raise _Unknown
+    if code.co_exceptiontable:  # a call that fails would go on elsewhere: here it would fail the start
+        raise _Unknown
     calls: list[tuple[Any, tuple[Any, ...]]] = []
     stack: list[Any] = []
     for count, step in enumerate(dis.get_instructions(code)):
@@ -203,7 +205,7 @@ def _group(args: tuple[Any, ...], options: dict[str, Any]) -> None:
 
 def _umask(args: tuple[Any, ...], options: dict[str, Any]) -> None:
     (mask,) = args
-    options["umask"] = _number(mask)
+    options["umask"] = _number(mask) & 0o777
 
 
 def _nice(args: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -243,6 +243,12 @@ class TestPopen:
             assert resource.getpagesize() == 4096
             assert {fcntl_size(file) for file in (process.stdin, process.stdout)} == {4096}
 
+    def test_a_pipe_that_cannot_be_so_large(self, tmp_path):
+        """Nothing runs, and nothing is left."""
+        with pytest.raises(OSError):
+            subprocess.Popen("touch started; exec sleep 60", shell=True, cwd=tmp_path, stdout=-1, pipesize=2**31 - 1)
+        assert list(tmp_path.iterdir()) == []
+
     def test_what_the_process_is(self):
         """Group, session, umask and signals are as the standard class has them."""
 
@@ -260,7 +266,7 @@ class TestPopen:
         assert pid == pgid == sid
         pid, pgid, sid = group(process_group=0)
         assert pid == pgid != sid
-        assert status(umask=0o027)["Umask"] == "0027"
+        assert status(umask=0o027)["Umask"] == status(umask=0o7027)["Umask"] == "0027"
         assert signal.SIGPIPE not in signals(status()["SigIgn"])
         assert signal.SIGPIPE in signals(status(restore_signals=False)["SigIgn"])
 
@@ -407,7 +413,7 @@ RECOGNISED = {
     "partial": (functools.partial(os.setpgid, 0, 0), {"process_group": 0}),
     "lambda": (lambda: os.setpgid(0, 0), {"process_group": 0}),
     "lambda setsid": (lambda: os.setsid(), {"start_new_session": True}),  # noqa: PLW0108 - that is what is written
-    "umask": (functools.partial(os.umask, 0o77), {"umask": 0o77}),
+    "umask": (functools.partial(os.umask, 0o1077), {"umask": 0o77}),
     "nice": (lambda: os.nice(5), {"nice": 5}),
     "limit": (
         functools.partial(resource.setrlimit, resource.RLIMIT_CORE, (0, 0)),
@@ -442,8 +448,17 @@ def looping():
         signal.signal(number, signal.SIG_IGN)
 
 
+def forgiving():
+    """What fails here is not to fail the start."""
+    try:
+        os.nice(-5)
+    except PermissionError:
+        pass
+
+
 NOT_RECOGNISED = [
     unknown,
+    forgiving,
     conditional,
     looping,
     print,
