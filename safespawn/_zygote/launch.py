@@ -168,7 +168,8 @@ class Launcher:
         limit was lowered, and a stream if that is below three. It must be there before the limit.
         """
         soft, _ = self.lender.files(ambient, request[13])
-        return 0 <= soft <= max([STREAMS - 1, *(number for _, number in request[7])])
+        highest: int = max([STREAMS - 1, *(number for _, number in request[7])])
+        return 0 <= soft <= highest
 
     def wire_up(self, request: "tuple[Any, ...]", fds: list[int], ends: Ends) -> list[tuple[int, int]]:
         """
