@@ -92,6 +92,9 @@ class Outlet:
             if self.buffer and self.mode != "return":
                 self._hand_over([bytes(self.buffer)])
                 self.buffer.clear()
+            if self.lost:  # and no line came after them that could have told it
+                lost, self.lost = self.lost, 0
+                relay.post(lambda: self._bring([], lost))
 
     # --- into the results --------------------------------------------------------------------------------------------
     def _keep(self, data: bytes) -> None:
@@ -155,10 +158,9 @@ class Outlet:
             else:
                 self.waiting += len(line) + 1
                 kept.append(line)
-        if kept or self.lost:
-            lost, self.lost = (self.lost, 0) if kept else (0, self.lost)
-            if kept:
-                relay.post(lambda: self._bring(kept, lost))
+        if kept:
+            lost, self.lost = self.lost, 0
+            relay.post(lambda: self._bring(kept, lost))
 
     def _bring(self, lines: list[bytes], lost: int) -> None:
         """

@@ -235,6 +235,10 @@ def idle(name):
             options = {"timeout": 0.5} if number == signal.SIGSTOP else {}
             results = [pool.apply_async(tasks.echo, (index,), **options) for index in range(4)]
             found.append([outcome(result.get, BOUND) for result in results])
+        deadline = time.monotonic() + BOUND
+        while number == signal.SIGSTOP and set(killed) & set(pids(pool)) and time.monotonic() < deadline:  # no task yet
+            results = [pool.apply_async(tasks.nap, (0.05, index), timeout=0.5) for index in range(2 * SIZE)]
+            found.append([outcome(result.get, BOUND) for result in results])
         return {"found": found, "whole": is_whole(pool)}
 
 
