@@ -34,7 +34,7 @@ from safespawn._drive.ledger import Ledger
 from safespawn._drive.levels import current_levels
 from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
 from safespawn._drive.pump import Pump
-from safespawn._drive.relay import SLOW_SECONDS, relay
+from safespawn._drive.relay import SLOW_SECONDS, relay, report
 from safespawn._drive.tempo import Tempo
 from safespawn._drive.worker import Worker
 from safespawn._worker import current
@@ -801,7 +801,7 @@ class Crew:
         """
         A bug of ours, or no memory left: nobody shall wait for ever.
         """
-        inbox.report(error)
+        report(error)
         if not self.pump.stopped:
             self.break_down(self._engine_error(error))
 
@@ -823,7 +823,7 @@ class Crew:
         """
         The pump cannot go on: nobody shall wait for it.
         """
-        inbox.report(error)
+        report(error)
         self.broken = self.broken or self._engine_error(error)
         with self.lock:
             self.closing = self.terminating = True
@@ -870,7 +870,7 @@ class Crew:
             try:
                 self.config.on_event(event)
             except BaseException as error:  # noqa: BLE001 - as any callback
-                inbox.report(error)
+                report(error)
 
     def statistics(self) -> dict[str, Any]:
         """

@@ -9,7 +9,6 @@ import errno
 import functools
 import marshal
 import os
-import threading
 import time
 from pickle import loads
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safespawn._core.dispatch import BUSY, LENT, PREPARING, Task
 from safespawn._drive import doom, fate
 from safespawn._drive.post import Post
-from safespawn._drive.relay import defer, relay
+from safespawn._drive.relay import defer, relay, report
 from safespawn._drive.worker import start_error
 from safespawn._worker import carried
 from safespawn._worker.arena import receive
@@ -320,11 +319,3 @@ def fail(crew: "Crew", task: Task, error: BaseException) -> None:
         task.sink.fail(task, error)
     except BaseException as trouble:  # noqa: BLE001 - as above
         report(trouble)
-
-
-def report(error: BaseException) -> None:
-    """
-    Say that a callback has failed, as a thread would.
-    """
-    hook = threading.excepthook
-    hook(threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread())))

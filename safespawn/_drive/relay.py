@@ -22,6 +22,7 @@ What an owner of workers does, a pool or a supervisor:
 Runs in: application. `serve` in the thread; the rest in any.
 """
 
+import contextlib
 import marshal
 import os
 import sys
@@ -342,8 +343,8 @@ class Relay:
     def _call(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - a handler's trouble is its own
-            _report(error)
+        except BaseException as error:  # noqa: BLE001 - a handler's trouble is its own, also one that wants to exit
+            report(error)
 
     def post(self, action: Callable[[], object]) -> None:
         """
@@ -365,8 +366,8 @@ class Relay:
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
-        except Exception as error:  # noqa: BLE001 - a handler's trouble is not the pool's
-            _report(error)
+        except BaseException as error:  # noqa: BLE001 - a handler's trouble is not the pool's, nor the end of the thread
+            report(error)
         if source.gone:
             self.rest_bytes = max(0, self.rest_bytes - len(message))
         self.handled += 1
@@ -418,8 +419,8 @@ class Relay:
         record.exc_text = error
         try:
             logger.handle(record)
-        except Exception as trouble:  # noqa: BLE001 - as above
-            _report(trouble)
+        except BaseException as trouble:  # noqa: BLE001 - as above
+            report(trouble)
 
     def tell_death(self, source: Source, text: str, stack: str) -> None:
         """
@@ -481,9 +482,16 @@ def _began(logging: Any) -> float:
     return _start[0]
 
 
-def _report(error: BaseException) -> None:
-    hook = threading.excepthook
-    hook(threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread())))
+def report(error: BaseException) -> None:
+    """
+    Say that a callback or a handler has failed, as a thread would. Raises nothing, whatever the program's hook does.
+    """
+    args = threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+    try:
+        threading.excepthook(args)
+    except BaseException:  # noqa: BLE001 - whoever reports has work to go on with
+        with contextlib.suppress(BaseException):
+            threading.__excepthook__(args)
 
 
 relay: Relay = Relay()

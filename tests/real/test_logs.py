@@ -66,6 +66,32 @@ def pool():
         yield pool
 
 
+def test_a_handler_that_wants_to_exit_ends_nothing(pool, listen, monkeypatch):
+    """Whatever a handler raises, and whatever the program's hook does about it: the next record is handled."""
+
+    def first(record):
+        if record.getMessage() == "says first":
+            raise Exit("a handler's")
+
+    def hook(args):
+        caught.append(args.exc_value)
+        raise ValueError("a hook's")
+
+    caught, told = [], []
+    monkeypatch.setattr(threading, "excepthook", hook)
+    monkeypatch.setattr(threading, "__excepthook__", told.append)
+    heard = listen(Keep(first))
+    for text in ("first", "second"):
+        pool.apply(tasks.say, (text,))
+    assert heard.texts == ["says second"]
+    assert [str(error) for error in caught] == ["a handler's"]
+    assert [args.exc_value for args in told] == caught
+
+
+class Exit(BaseException):
+    """As SystemExit."""
+
+
 # --- levels -----------------------------------------------------------------------------------------------------------
 def test_workers_have_the_levels_of_the_program(pool, listen):
     """What nobody here would see is not made there; a change of logging here holds from the next task on."""
