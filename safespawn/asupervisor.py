@@ -1,7 +1,7 @@
 """
 `AsyncSupervisor`: the owner of a zygote, and of supervised children, for an event loop: asyncio, uvloop or trio.
 
-A task of its own serves the children; it starts no thread, and never blocks the loop.
+A task of its own serves the children; it starts no thread but that of the log handlers, and never blocks the loop.
 
 Runs in: application, tasks of the event loop in which the supervisor was entered.
 """
@@ -21,11 +21,12 @@ from safespawn._core.events import Event
 from safespawn._core.terms import Terms
 from safespawn._drive.async_driver import Home, Latch, adrive, find_home, shielded
 from safespawn._drive.keeper import Feed, Keeper
+from safespawn._drive.relay import SLOW_SECONDS
 from safespawn._family import LATE_SECONDS
 from safespawn._worker.notice import notify
 from safespawn.children import ChildOptions, ChildView, make_terms
 from safespawn.errors import BadArgument, ClosedError, ForeignCopy
-from safespawn.supervisor import SIGNALS, Supervisor, noted
+from safespawn.supervisor import LOOK_SECONDS, SIGNALS, Supervisor, noted
 
 
 class AsyncSupervisor(Supervisor):
@@ -291,6 +292,8 @@ class AsyncFamily:
         """
         Stop all children. A cancellation makes it shorter, and is raised in the end.
         """
+        import anyio
+
         keeper = self.keeper
         keeper.close()
         limit = time.monotonic() + keeper.bound() + LATE_SECONDS
@@ -302,6 +305,12 @@ class AsyncFamily:
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = interruption or error
                 keeper.call(keeper.hurry)
+        try:
+            with shielded(SLOW_SECONDS):
+                while not keeper.logged.is_set():  # noqa: ASYNC110 - it is set by a thread
+                    await anyio.sleep(LOOK_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - as above
+            interruption = interruption or error
         if not self.over.is_set:  # a bug of ours: the zygote ends what there is
             keeper.finish()
             self.group.cancel_scope.cancel()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # what asks a program to end
-_LOOK_SECONDS = 0.005  # between looks whether a thread has ended, for an event loop that cannot wait for it
+LOOK_SECONDS = 0.005  # between an event loop's looks at what a thread does: it cannot wait for it
 
 
 class Supervisor(Runner):
@@ -286,7 +286,7 @@ class Supervisor(Runner):
         with shielded():
             try:
                 while not stopping.is_over:
-                    await anyio.sleep(_LOOK_SECONDS)
+                    await anyio.sleep(LOOK_SECONDS)
                     if time.monotonic() >= deadline:
                         break
             finally:

@@ -27,11 +27,11 @@ import attrs
 from safespawn._core import events, upkeep
 from safespawn._core.restart import FAILED, FAILURES, GiveUp, Intensity, Strategy, affected
 from safespawn._core.terms import Terms
-from safespawn._drive import inbox, vigil
+from safespawn._drive import vigil
 from safespawn._drive.charge import Charge, Starter
 from safespawn._drive.ledger import Ledger
 from safespawn._drive.pump import Pump
-from safespawn._drive.relay import Wait, relay
+from safespawn._drive.relay import SLOW_SECONDS, Wait, relay, report
 from safespawn._worker.notice import notify, watchdog_seconds
 from safespawn.child_errors import ChildrenGaveUp, how_it_ended
 from safespawn.errors import BadArgument, BrokenError, ClosedError
@@ -133,6 +133,8 @@ class Keeper:
         self.counts: Counter[str] = Counter()
         self._ledgers: list[Ledger] = []
         self._wake_fd = -1  # the relay's
+        self.logged: threading.Event = threading.Event()  # all that there was to log
+        self._released = False
         self.waits: dict[Wait, None] = {}
         self._advancing = False
         self._watched: set[Charge] = set()
@@ -369,18 +371,25 @@ class Keeper:
         """
         return self.over
 
-    def release(self) -> None:
+    def release(self, seconds: float = 0.0) -> None:
         """
-        After the pump has ended: let go of what is left.
+        After the pump has ended: let go of what is left. Wait *seconds* at most for the handlers of what was logged.
         """
         for charge in list(self.charges.values()):
             for run in charge.processes():
                 run.abandon()
         self.finish()
+        self._released = True
         if self._wake_fd >= 0:
             self.pump.unwatch(self._wake_fd)
             self._wake_fd = -1
-            relay.let_go()
+            if relay.thread is None:
+                self.logged.set()
+            else:
+                relay.post(self.logged.set)
+            relay.let_go(seconds if seconds and self.logged.wait(seconds) else 0.0)
+        else:
+            self.logged.set()
         for ledger in self._ledgers:
             ledger.close()
         self._ledgers.clear()
@@ -427,7 +436,7 @@ class Keeper:
                 said = how_it_ended(event.returncode, event.pid) if isinstance(event, events.Exited) else kind
                 charge.row.note(said)
         self.history.append(event)
-        log(self.name, event)
+        self._log(event)
         for feed in list(self.feeds):
             feed.put(event)
         if self.on_event is not None:
@@ -439,11 +448,37 @@ class Keeper:
             up = sum(each.state == upkeep.UP for each in list(self.charges.values()))
             notify(f"STATUS={up} of {len(self.charges)} children are up")
 
+    def _log(self, event: events.Event) -> None:
+        """
+        Tell the logger "safespawn.supervisor" of what an operator would ask for. The handlers run in the thread of the
+        relay: one that blocks, or waits for a child of this supervisor, holds up nothing here.
+        """
+        level, text = words(event)
+        if not level or (level < 30 and "logging" not in sys.modules):
+            return
+        import logging
+
+        logger = logging.getLogger("safespawn.supervisor")
+        if not logger.isEnabledFor(level):
+            return
+        record = logger.makeRecord(
+            logger.name, level, __file__, 0, "%s: child %r: %s", (self.name, event.child, text), None, "log"
+        )
+        if not self._released and self.hold_relay() >= 0:
+            relay.ensure()
+            if relay.thread is not None:
+                relay.post(functools.partial(logger.handle, record))
+                return
+        try:
+            logger.handle(record)
+        except Exception as error:  # noqa: BLE001 - a handler's trouble is not the children's
+            report(error)
+
     def report(self, error: BaseException) -> None:
         """
         Say that a callback, or the engine itself, has failed.
         """
-        inbox.report(error)
+        report(error)
 
     def watch_over(self, charge: Charge) -> None:
         """
@@ -526,23 +561,6 @@ def _forget_in_copy() -> None:
             keeper.forget_in_copy()
 
 
-def log(supervisor: str, event: events.Event) -> None:
-    """
-    Tell the logger "safespawn.supervisor" of what an operator would ask for.
-    """
-    level, text = words(event)
-    if not level or (level < 30 and "logging" not in sys.modules):
-        return
-    import logging
-
-    logger = logging.getLogger("safespawn.supervisor")
-    try:
-        if logger.isEnabledFor(level):
-            logger.log(level, "%s: child %r: %s", supervisor, event.child, text)
-    except Exception as error:  # noqa: BLE001 - a handler's trouble is not the children's
-        inbox.report(error)
-
-
 def words(event: events.Event) -> tuple[int, str]:
     """
     The level of an event, as logging has it, and what it says; 0 for nothing.
@@ -581,7 +599,7 @@ def serve(keeper: Keeper) -> None:
     except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
         keeper.lose_pump(error)
     finally:
-        keeper.release()
+        keeper.release(SLOW_SECONDS)
 
 
 def new_thread(keeper: Keeper) -> threading.Thread:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PT012 - what is raised comes in the middle of a block
 
+import logging
 import multiprocessing
 import os
 import re
@@ -302,6 +303,29 @@ async def test_cancelled_while_it_is_entered(async_face, monkeypatch):
             async with safespawn.AsyncSupervisor(guard="off") as supervisor:
                 await supervisor.start("x", PLAIN)
         assert scope.cancelled_caught
+
+
+async def test_a_log_handler_that_waits_for_a_child(face):
+    """What a supervisor logs is handled beside its work: a handler may block, or hold the lock that another wants."""
+    logger = logging.getLogger("safespawn.supervisor")
+    handler = logging.Handler()
+    said = []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        async with keeping(face) as kept:
+            child = await kept.start("x", PLAIN, backoff=QUICK)
+            first = child.pid
+            with handler.lock:  # as a handler has it that is in the midst of its work
+                os.kill(first, signal.SIGKILL)
+                await kept.until("Exited")
+                await kept.until("Ready")
+                await kept.call(child.restart)
+                assert said == []
+    finally:
+        logger.removeHandler(handler)
+    assert len(said) == 1
+    assert f"process {first} was killed by SIGKILL" in said[0]
 
 
 async def test_restart_by_its_owner(face):
