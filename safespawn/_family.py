@@ -23,6 +23,7 @@ from safespawn._core.terms import STOP_SECONDS, Terms
 from safespawn._drive.charge import Charge
 from safespawn._drive.interrupts import hold
 from safespawn._drive.keeper import Feed, Keeper, new_thread
+from safespawn._drive.pump import WAIT_SECONDS
 from safespawn._worker.notice import notify
 from safespawn.children import Child
 from safespawn.errors import BadArgument, ForeignCopy
@@ -80,7 +81,7 @@ class Family:
         interruption: BaseException | None = None
         while True:
             try:
-                if event.wait(timeout):
+                if event.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
                     break
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = error
@@ -163,8 +164,8 @@ class Family:
                 return self.signalled[0]
             if self.keeper.is_at_rest() or time.monotonic() >= deadline:
                 return None
-            left = deadline - time.monotonic()
-            look.poll(None if left == math.inf else max(0, math.ceil(left * 1000)))
+            left = min(deadline - time.monotonic(), WAIT_SECONDS)
+            look.poll(max(0, math.ceil(left * 1000)))
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
 
@@ -191,7 +192,7 @@ class Family:
         interruption: BaseException | None = None
         while self.thread.is_alive():
             try:
-                self.thread.join(max(0.0, limit - time.monotonic()))
+                self.thread.join(min(max(0.0, limit - time.monotonic()), threading.TIMEOUT_MAX))
                 if time.monotonic() >= limit:
                     break
             except BaseException as error:  # noqa: BLE001 - raised below
@@ -254,7 +255,7 @@ class Events(Iterator[Event]):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
-            self._woken.wait(left)
+            self._woken.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
             self._woken.clear()
         return self._feed.events.popleft()
 

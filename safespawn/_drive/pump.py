@@ -23,6 +23,7 @@ from typing import Any
 from safespawn._core.flow import Flow, Want
 
 Handler = Callable[[int], object]
+WAIT_SECONDS = 86_400.0  # in one call: epoll_wait(2) takes no more than 24 days, and what is due may be due never
 
 
 class Pump:
@@ -163,7 +164,7 @@ class Pump:
         How long to wait for events, in seconds; -1: for ever.
         """
         when = self.next_time() if self._flows or self._timers or self._soon else None
-        return -1 if when is None else max(0.0, when - time.monotonic())
+        return -1 if when is None else min(max(0.0, when - time.monotonic()), WAIT_SECONDS)
 
     def turn(self, events: list[tuple[int, int]]) -> None:
         """

@@ -9,6 +9,7 @@ Runs in: supervised child.
 """
 
 import inspect
+import math
 import os
 import select
 import signal
@@ -22,6 +23,8 @@ from safespawn._worker.messages import RAISED, READY, SETUP, SETUP_FAILED
 from safespawn._worker.payload import pack, pack_error
 from safespawn._worker.stdio import flush_stdio
 from safespawn._worker.worker import Gone, Worker
+
+WAIT_SECONDS = 86_400.0  # in one call: poll(2) takes no more than 24 days
 
 
 class Terminated(SystemExit):
@@ -157,4 +160,10 @@ class Supervised(Worker):
         self.asks = True
         look = select.poll()
         look.register(self.connection.fileno(), select.POLLRDHUP)
-        return bool(look.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if look.poll(min(left, WAIT_SECONDS) * 1000):
+                return True
+            if left <= WAIT_SECONDS:
+                return False

@@ -9,7 +9,6 @@ Runs in: supervised child, application; any thread.
 """
 
 import threading
-import time
 from typing import Any, Protocol
 
 from safespawn._worker.notice import notify
@@ -83,8 +82,6 @@ def stop_requested(timeout: float | None = 0.0) -> bool:
     """
     if ward is not None:
         return ward.await_stop(timeout)
-    if timeout is None:
-        threading.Event().wait()
-    elif timeout > 0:
-        time.sleep(timeout)
+    if timeout is None or timeout > 0:
+        threading.Event().wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
     return False

@@ -3,6 +3,7 @@
 # ruff: noqa: PT012 - what is raised comes in the middle of a block
 
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -326,6 +327,21 @@ async def test_a_log_handler_that_waits_for_a_child(face):
         logger.removeHandler(handler)
     assert len(said) == 1
     assert f"process {first} was killed by SIGKILL" in said[0]
+
+
+async def test_times_without_end(face):
+    """Every time of a child may be infinite, or longer than a system call can wait."""
+    for seconds in (math.inf, 1e9):
+        async with keeping(face) as kept:
+            options = {"ready_timeout": seconds, "stop_timeout": seconds, "max_age": seconds, "heartbeat": seconds}
+            child = await kept.start("x", child_tasks.waits_long, seconds, ready="notify", **options)
+            events = kept.supervisor.events()
+            await kept.call(child.stop, seconds)
+            assert (await kept.until("Exited")).returncode == 0
+            assert kept.is_async or type(events.get(timeout=seconds)).__name__ == "Stopping"
+    with safespawn.Supervisor(guard="off") as supervisor:
+        supervisor.start("y", ["true"], restart="never")
+        assert supervisor.serve(timeout=1e9) is None
 
 
 async def test_restart_by_its_owner(face):

@@ -86,6 +86,13 @@ def polite(value):
     logging.getLogger("polite").warning("stops with %s", value)
 
 
+def waits_long(seconds):
+    assert not safespawn.stop_requested()
+    safespawn.ready()
+    while not safespawn.stop_requested(seconds):
+        raise AssertionError("nobody asks")
+
+
 def with_finally(path):
     try:
         safespawn.ready()
