@@ -42,6 +42,9 @@ class Family:
         self.signalled: list[int] = []
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handlers: dict[int, Any] = {}
+        self._lock = threading.Lock()  # of the descriptor: another thread may close while one serves
+        self._serving = 0
+        self._closed = False
         keeper.on_broken.append(self._wake)
         keeper.on_over.append(self._wake)
         keeper.on_rest.append(self._wake)
@@ -150,6 +153,18 @@ class Family:
         Wait for a signal, for the end of all children, or that they are given up.
         """
         self.check_thread()
+        with self._lock:
+            if self._closed:
+                return None
+            self._serving += 1
+        try:
+            return self._serve(signals, timeout)
+        finally:
+            with self._lock:
+                self._serving -= 1
+            self._let_go()
+
+    def _serve(self, signals: Iterable[int], timeout: float | None) -> int | None:
         if threading.current_thread() is threading.main_thread():
             for number in signals:
                 self._handlers.setdefault(int(number), signal.signal(number, self._on_signal))
@@ -173,6 +188,10 @@ class Family:
         """
         The handler, while `serve` waits and until all is closed. What it calls takes no lock.
         """
+        if self._closed:  # by another thread, which could not put back what was there before
+            self._restore()
+            signal.raise_signal(number)
+            return
         self.signalled.append(number)
         if len(self.signalled) > 1:
             self.keeper.call(self.keeper.hurry)
@@ -198,15 +217,31 @@ class Family:
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = interruption or error
                 keeper.call(keeper.hurry)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-        if not self.thread.is_alive():
-            fd, self._wake_fd = self._wake_fd, -1
-            if fd >= 0:
-                os.close(fd)
+        self._closed = not self.thread.is_alive()
+        self._restore()
+        self._let_go()
         if interruption is not None:
             raise interruption
+
+    def _restore(self) -> None:
+        """
+        Put back the handlers of signals, which the main thread alone can.
+        """
+        if threading.current_thread() is threading.main_thread():
+            while self._handlers:
+                signal.signal(*self._handlers.popitem())
+
+    def _let_go(self) -> None:
+        """
+        Close the descriptor when nobody needs it any more; and put the handlers back, if that is still to be done.
+        """
+        if self._closed:
+            self._restore()
+        with self._lock:
+            if self._closed and not self._serving:
+                fd, self._wake_fd = self._wake_fd, -1
+                if fd >= 0:
+                    os.close(fd)
 
     def events(self) -> "Events":
         """

@@ -470,6 +470,40 @@ def test_no_thread_for_readiness(supervisor, monkeypatch):
     assert starts[-2:] == ["refused", "safespawn ready asked"]
 
 
+def test_closed_by_another_thread(monkeypatch):
+    """Whoever serves returns, and the handlers of signals are put back by the main thread."""
+    before = signal.getsignal(signal.SIGTERM)
+    errors = []
+
+    def close():
+        until(events, "Ready")
+        while signal.getsignal(signal.SIGTERM) == before:
+            time.sleep(0.001)
+        try:
+            supervisor.close()
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    with safespawn.Supervisor(guard="off") as supervisor:
+        events = supervisor.events()
+        thread = threading.Thread(target=close)
+        thread.start()
+        supervisor.start("x", PLAIN)
+        assert supervisor.serve(timeout=SECONDS) is None
+        thread.join()
+        heard = []
+        if signal.getsignal(signal.SIGTERM) != before:  # the first signal is for what was there before
+            family = supervisor._family
+            monkeypatch.setitem(family._handlers, signal.SIGTERM, lambda *what: heard.append(what[0]))
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+            assert family.signalled == []
+            signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert errors == []
+
+
 def test_lines(supervisor, capfd):
     """A command's lines are looked through, given to on_line, and otherwise passed on as they are."""
     lines = []
