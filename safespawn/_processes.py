@@ -15,8 +15,15 @@ def one_line(command: str) -> str:
     """
     A command line, or the beginning of a long one.
     """
-    text = " ".join(command.split())
+    text = printable(" ".join(command.split()))
     return text if len(text) <= SHOWN_WIDTH else text[: SHOWN_WIDTH - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """
+    *text* without what a terminal would obey: whoever may start a process chooses its name, and who looks may be root.
+    """
+    return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def counted(number: int | None, one: str, many: str = "") -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safespawn._drive import board
-from safespawn._processes import duration, find_zygotes, look, megabytes, one_line
+from safespawn._processes import duration, find_zygotes, look, megabytes, one_line, printable
 from safespawn._worker import journal
 
 JOURNALS = "safespawn-journals"
@@ -214,8 +214,8 @@ def cells(row: dict[str, Any], cpu: float | None) -> tuple[str, ...]:
     return (
         str(row["pid"] or "-"),
         "  " * row["depth"] + one_line(row["name"])[:48],
-        row["kind"],
-        state,
+        printable(row["kind"]),
+        printable(state),
         "-" if up is None else duration(up),
         "-" if row["restarts"] is None else str(row["restarts"]),
         "-" if cpu is None or row["pid"] is None else f"{cpu * 100:.0f} %",
@@ -233,7 +233,7 @@ def doing(row: dict[str, Any]) -> str:
         words.append(f"{row['task']} for {duration(row['task_seconds'])}")
     if row["event"]:
         words.append(f"{row['event']}, {duration(row['event_seconds'])} ago")
-    return "; ".join(words)
+    return printable("; ".join(words))
 
 
 def lines(applications: list[dict[str, Any]], width: int | None = None) -> Iterator[str]:

@@ -224,3 +224,19 @@ def test_options_that_cannot_be_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)
     assert "wanted" in capsys.readouterr().err
+
+
+def test_names_are_shown_and_not_obeyed(capsys):
+    """What a terminal would obey, or what no encoding has, is replaced: in names, states, events, commands."""
+    row = dict.fromkeys(("pid", "uptime_seconds", "restarts", "cpu_seconds", "rss_bytes", "left_seconds"))
+    evil = "n\xe9e\x1b[2J\udcff"
+    row |= {"name": evil, "kind": evil, "state": evil, "depth": 0, "task": evil, "task_seconds": 1.0}
+    row |= {"event": evil, "event_seconds": 2.0}
+    text = list(_ps.table_lines({"rows": [row], "hidden_rows": 0}, None))[1]
+    assert text.isprintable()
+    assert text.count("n\xe9e\ufffd[2J\ufffd") == 5
+    with safespawn.Supervisor(guard="off") as supervisor:
+        supervisor.start("x\x1b[2J", [b"sh", b"-c", b"sleep 1000; # \xff\x1b[2J"])
+        assert cli.main(["ps"]) == 0
+        assert cli.main(["status"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
