@@ -323,11 +323,6 @@ class Supervisor(Runner):
         """
         from safespawn.children import make_terms
 
-        if self._is_async:
-            raise BadArgument(
-                f"{self!r} was entered by an event loop, which `start` would block", parameter="self", value=self,
-                help="async with safespawn.AsyncSupervisor() as supervisor: await supervisor.start(...)",
-            )  # fmt: skip
         return self._open_family().start(make_terms(name, target, args, options))
 
     def serve(self, signals: Iterable[int] = SIGNALS, timeout: float | None = None) -> int | None:
@@ -368,6 +363,11 @@ class Supervisor(Runner):
     def _open_family(self) -> "Family":
         from safespawn._family import Family
 
+        if self._is_async:
+            raise BadArgument(
+                f"{self!r} was entered by an event loop, which this would block", parameter="self", value=self,
+                help="async with safespawn.AsyncSupervisor() as supervisor: await supervisor.start(...)",
+            )  # fmt: skip
         if self._engine.closed or self not in _entered:
             raise ClosedError(f"Supervisor {self.name!r}", help="enter it: with safespawn.Supervisor() as supervisor")
         if self._family is None:

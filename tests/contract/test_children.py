@@ -649,10 +649,11 @@ def test_outside_of_a_supervisor():
 
 
 async def test_the_blocking_face_does_not_block_a_loop(async_face):
-    """A Supervisor that an event loop has entered refuses to start a child, and names the one that can."""
+    """A Supervisor that an event loop has entered refuses all that waits for children, and names the one that can."""
     async with safespawn.Supervisor(guard="off") as supervisor:
-        with pytest.raises(errors.BadArgument, match="AsyncSupervisor"):
-            supervisor.start("x", PLAIN)
+        for refused in (lambda: supervisor.start("x", PLAIN), supervisor.serve, supervisor.events):
+            with pytest.raises(errors.BadArgument, match="AsyncSupervisor"):
+                refused()
 
 
 def test_a_callback_that_raises(monkeypatch):
