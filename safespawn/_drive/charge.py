@@ -51,6 +51,8 @@ class Charge:
         self.last: Run | None = None  # the one that is over
         self.successor: Run | None = None
         self.leaving: set[Run] = set()
+        self.missed: int = 0  # successors in a row that did not get ready
+        self.no_successor_before: float = 0.0  # monotonic
         self.value: Any = None
         self.pid: int | None = None
         self.runs: int = 0
@@ -194,6 +196,9 @@ class Charge:
             self.send(upkeep.RUN_OVER)
         elif run is self.successor:
             self.successor = None
+            self.missed += 1
+            delay = self.terms.backoff.delay(self.missed + 1, random.random())  # noqa: S311 - no secret
+            self.no_successor_before = time.monotonic() + delay
         self.leaving.discard(run)
         self.tell_waiters()  # a child whose first start has failed is not among the keeper's any more
         self.keeper.advance()
@@ -224,9 +229,10 @@ class Charge:
 
     def spawn_successor(self) -> None:
         """
-        Effect: a process that is to take the place of the present one.
+        Effect: a process that is to take the place of the present one. After one that did not get ready, the next has
+        to wait as a child that fails does; the present one is the better one meanwhile.
         """
-        if self.successor is None and not self.leaving:
+        if self.successor is None and not self.leaving and time.monotonic() >= self.no_successor_before:
             self.runs += 1
             self.successor = Run(self, self.runs)
             self.successor.begin()
@@ -247,6 +253,7 @@ class Charge:
         if self.run is not None:
             self.leaving.add(self.run)
         self.run, self.successor = self.successor, None
+        self.missed = 0
         assert self.run is not None  # noqa: S101 - it is ready
         self.pid = self.run.pid
 

@@ -344,6 +344,19 @@ async def test_times_without_end(face):
         assert supervisor.serve(timeout=1e9) is None
 
 
+def test_a_successor_that_fails(supervisor, tmp_path):
+    """The old process stays, and the next successor waits as a child that has failed does."""
+    path = str(tmp_path / "there")
+    backoff = safespawn.Backoff(LONG, max=LONG)
+    child = supervisor.start("x", child_tasks.only_once, path, ready="notify", max_age=0.05, backoff=backoff)
+    first = child.pid
+    events = supervisor.events()
+    until(events, "Starting")
+    assert until(events, "Exited").end == "error"
+    assert events.get(timeout=0.5) is None
+    assert (child.pid, child.state, child.restarts) == (first, "up", 0)
+
+
 async def test_restart_by_its_owner(face):
     """A restart waits until the new process is ready."""
     async with keeping(face) as kept:

@@ -93,6 +93,12 @@ def waits_long(seconds):
         raise AssertionError("nobody asks")
 
 
+def only_once(path):
+    with open(path, "x"):
+        safespawn.ready()
+    safespawn.stop_requested(1000.0)
+
+
 def with_finally(path):
     try:
         safespawn.ready()
