@@ -115,7 +115,7 @@ class Engine:
         zygote = self._current.get(detached)
         if zygote is None or not zygote.usable or self.pid != os.getpid():
             return None
-        if self._adopted or _forgotten:
+        if self._adopted or _forgotten or self._earlier:
             self.prune()
         ambient = self.look()
         if zygote.world is not ambient.world and zygote.world != ambient.world:

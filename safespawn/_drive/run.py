@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
 PATIENCE_SECONDS = 1.0  # for the start of a process that nobody wants any more; fifty times what a start takes
+ORPHAN_SECONDS = 1.0  # for the warden to end a command whose zygote has gone, which takes it a moment
 SWEEPS = 100  # looks for what it has left, until nothing is found; what was killed takes a moment to be gone
 SWEEP_SECONDS = 0.01  # between two
 
@@ -87,6 +88,7 @@ class Run:
         self.source: Source | None = None  # of its log records
         self._held: list[bytes] = []  # a message that waits for the records before it
         self._starting: Any = None  # the flow that starts it
+        self._lifeline = -1  # a command's, while it is watched
 
     def __repr__(self) -> str:
         return f"<run {self.number} of {self.terms.name!r}, {self.machine.state}>"
@@ -171,9 +173,38 @@ class Run:
         pump.watch(self.child.pidfd, self._exited)
         if self.worker is not None and self.worker.socket is not None:
             pump.watch(self.worker.socket.fileno(), self._words)
+        else:
+            self._lifeline = self.child.connection.fileno()
+            pump.watch(self._lifeline, self._lifeline_speaks)
         if self.lines is not None:
             self.lines.start()
         self.charge.note_pid(self)
+
+    def _lifeline_speaks(self, _events: int) -> None:
+        """
+        A command's exit is told, which its pidfd tells as well; or its zygote has gone. Then the warden ends it, or
+        where that has gone too nobody would: it could neither be swept up after, nor end with the application.
+        """
+        self._let_lifeline_be()
+        child = self.child
+        assert child is not None  # noqa: S101 - it has started
+        try:
+            message, _ = child.connection.receive(peek=True)
+        except OSError:
+            return
+        if message is None:
+            child.connection.zygote.died()
+            self.keeper.later(ORPHAN_SECONDS, self._end_orphan)
+
+    def _end_orphan(self) -> None:
+        if self.state in upkeep.ALIVE:
+            self._kill_group()
+            self.signal(signal.SIGKILL)
+
+    def _let_lifeline_be(self) -> None:
+        fd, self._lifeline = self._lifeline, -1
+        if fd >= 0:
+            self.keeper.pump.unwatch(fd)
 
     def probe(self) -> None:
         """
@@ -374,6 +405,7 @@ class Run:
         Effect: learn how it ended, and leave nothing of it.
         """
         self.returncode = None
+        self._let_lifeline_be()
         if self.probing is not None:
             self.probing.close()
         assert self.child is not None  # noqa: S101 - it has started
@@ -471,6 +503,7 @@ class Run:
         """
         if self.state not in (upkeep.GONE, upkeep.BORN, upkeep.UNWANTED):
             self.machine.state = upkeep.GONE
+            self._let_lifeline_be()
             self._let_go()
 
     # --- reports -----------------------------------------------------------------------------------------------------
@@ -507,6 +540,7 @@ class Run:
         """
         assert self.child is not None  # noqa: S101 - it has started
         self.keeper.pump.unwatch(self.child.pidfd)
+        self._let_lifeline_be()
         self.keeper.tell("leaked", self.terms.name, self.pid, count=1, stuck=True)
         self._read_last_words()
         self.end = restart.LOST

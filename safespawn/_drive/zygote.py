@@ -72,8 +72,14 @@ class Zygote(Generation):
         It is gone. Its warden may have been stopped before: it is to end the children now.
         """
         super().died()
-        if not self.closed and self.owner_pid == os.getpid():
-            self._wake()
+        self._wake()
+
+    def hang_up(self) -> None:
+        """
+        Close the control socket. One that was stopped would not see it.
+        """
+        super().hang_up()
+        self._wake()
 
     def descriptors(self) -> set[int]:
         """
@@ -123,7 +129,6 @@ class Zygote(Generation):
             for connection in list(self.leased):
                 connection.shut()  # whoever waits on it wakes, and closes it
             self.hang_up()
-            self._wake()
             gone = yield from self._gone_flow(deadline)
             if not gone:
                 self._wake()
@@ -140,8 +145,9 @@ class Zygote(Generation):
         """
         Let them go on: whoever stopped the one may have stopped the other.
         """
-        for fd in (self.warden_fd, self.pidfd):
-            _tell(fd, signal.SIGCONT)
+        if not self.closed and self.owner_pid == os.getpid():
+            for fd in (self.warden_fd, self.pidfd):
+                _tell(fd, signal.SIGCONT)
 
     def _gone_flow(self, deadline: float) -> Flow[bool]:
         for fd in (self.warden_fd, self.pidfd):  # a zygote whose warden was killed ends its children by itself
@@ -201,7 +207,7 @@ def _zygote_status(status: int | None) -> int | None:
 def _tell(pidfd: int, number: int) -> None:
     try:
         signal.pidfd_send_signal(pidfd, number)
-    except (ProcessLookupError, PermissionError):  # gone; or started as a user who this process is no more
+    except OSError:  # gone; started as a user who this process is no more; or another thread has just closed it
         return
 
 

@@ -191,6 +191,8 @@ def main():
             if is_well(supervisor, children):
                 whole = round(time.monotonic() - began, 2)
             time.sleep(0.1)
+        for child in children:
+            quietly(child.restart)  # off a zygote that is stopped: that is kept for as long as it has children
         began_level = time.monotonic()
         while figures()[0] > before[0] + MORE_FDS and time.monotonic() - began_level < LEVEL_SECONDS:
             quietly(supervisor.run, ["true"], timeout=5)
@@ -198,8 +200,10 @@ def main():
         after = figures()
         if after[0] > before[0] + MORE_FDS:
             engine = supervisor._engine
-            print([os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]], file=sys.stderr)
-            print([(each.pid, facts(each.pid), vars(each)) for each in (*engine.zygotes, *engine.templates)], file=sys.stderr)
+            os.system(f"ls -l /proc/{os.getpid()}/fd >&2")
+            for each in (*engine.zygotes, *engine.templates):
+                print(each.pid, facts(each.pid), each.usable, each.closed, each.leased, each._askers, file=sys.stderr)
+            print([(each.name, each.state, each.pid) for each in children], file=sys.stderr)
         nemesis.seen.update({pid: fact[2] for pid in below(os.getpid()) if (fact := facts(pid)) is not None})
         said = supervisor.statistics()
         if whole is None or hung:

@@ -222,6 +222,20 @@ def test_a_command_whose_zygote_and_warden_died(supervisor):
     assert survivors(spawned, SECONDS) == []
 
 
+def test_a_child_whose_zygote_and_warden_died(supervisor):
+    """A supervised command that nobody could end with the application any more is ended, and started again."""
+    events = supervisor.events()
+    child = supervisor.start("x", PLAIN)
+    before = child.pid
+    (zygote,) = supervisor.statistics()["zygotes"]
+    warden = warden_of(zygote)
+    for pid, number in ((warden, signal.SIGSTOP), (zygote, signal.SIGKILL), (warden, signal.SIGKILL)):
+        os.kill(pid, number)
+    assert until(events, "Exited", "x").pid == before
+    assert until(events, "Ready", "x").pid not in (before, None)
+    assert survivors([before], SECONDS) == []
+
+
 @pytest.mark.parametrize("warden_too", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
 def test_nothing_outlives_an_application_with_a_stopped_zygote(warden_too):
     """A zygote that is stopped is woken when the application is killed, whatever has become of its warden."""
