@@ -365,14 +365,14 @@ class Engine:
 
     def shun_stopped(self) -> None:
         """
-        Give no new children to a zygote or a template that somebody has stopped: a look for those who would wait ten
-        seconds for its answer, and start seldom.
+        Give no new children to a zygote or a template that somebody has stopped, nor to a template whose zygote is
+        given up: a look for those who would wait ten seconds for an answer, and start seldom.
         """
         for zygote in list(self._current.values()):
             if zygote.usable and zygote.is_stopped():
                 zygote.suspect()
         for key, template in list(self._templates.items()):
-            if template.usable and template.is_stopped():
+            if template.usable and (template.is_stopped() or not template.child.connection.zygote.usable):
                 self.retire(key, template)
 
     @property

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
 PATIENCE_SECONDS = 1.0  # for the start of a process that nobody wants any more; fifty times what a start takes
+LOOK_SECONDS = 0.25  # between looks whether it is stopped; arbitrary
 ORPHAN_SECONDS = 1.0  # for the warden to end a command whose zygote has gone, which takes it a moment
 SWEEPS = 100  # looks for what it has left, until nothing is found; what was killed takes a moment to be gone
 SWEEP_SECONDS = 0.01  # between two
@@ -227,7 +228,29 @@ class Run:
     def _exited(self, _events: int) -> None:
         assert self.child is not None  # noqa: S101 - it has started
         self.keeper.pump.unwatch(self.child.pidfd)
+        if self.state == upkeep.STARTING:
+            self._hear_ready()
         self.send(upkeep.EXITED)
+
+    def _hear_ready(self) -> None:
+        """
+        A function may have said that it is ready, and ended before anybody listened: then it did not fail to start.
+        """
+        worker = self.worker
+        if worker is None or worker.socket is None:
+            return
+        if not self._held:
+            try:
+                data, fd = worker.receive()
+            except OSError:
+                return
+            if fd >= 0:
+                os.close(fd)
+            self.keeper.pump.unwatch(worker.socket.fileno())
+            if data:
+                self._held.append(data)  # the rest is read at its burial
+        if self._held and self._held[0][0] == READY:
+            self._take(self._held.pop())
 
     def _words(self, _events: int) -> None:
         worker = self.worker
@@ -412,13 +435,8 @@ class Run:
         self.keeper.pump.spawn(self._bury_flow(self.child), self._buried)
 
     def _bury_flow(self, child: Child) -> Flow[None]:
-        zygote = child.connection.zygote
         try:
-            if child.status is None and zygote.is_stopped():
-                zygote.suspect()
-                self._kill_group()
-                raise child.unresponsive("exited, status unknown", 0.0)
-            yield from exit_flow(child, time.monotonic() + NEWS_SECONDS)
+            yield from self._news_flow(child)
             for _ in range(SWEEPS):
                 swept = yield from sweep_flow(child)
                 if not swept:
@@ -431,6 +449,20 @@ class Run:
                 child.status = kernels_word(child.pid, child.pidfd, self.born)
         if self.lines is not None:
             yield from self.lines.drain_flow()
+
+    def _news_flow(self, child: Child) -> Flow[None]:
+        """
+        The zygote's or the template's word on how it ended. One that is stopped has none: then what it would sweep up
+        is killed here, as far as it is in the group.
+        """
+        zygote, began = child.connection.zygote, time.monotonic()
+        while child.status is None:
+            now = time.monotonic()
+            if zygote.is_stopped() or now >= began + NEWS_SECONDS:
+                zygote.suspect()
+                self._kill_group()
+                raise child.unresponsive("exited, status unknown", now - began)
+            yield from exit_flow(child, now + LOOK_SECONDS)
 
     def _buried(self, _nothing: None, error: BaseException | None) -> None:
         if self.source is not None and self.source.pending:

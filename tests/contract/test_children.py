@@ -21,6 +21,7 @@ import pytest
 import safespawn
 import safespawn.children
 from safespawn import errors
+from safespawn._drive.run import Run
 from safespawn.asupervisor import AsyncFamily
 from safespawn.child_errors import ChildFailed, ChildNotReady, ChildrenGaveUp
 from support import child_tasks
@@ -569,6 +570,22 @@ def test_a_late_failure_has_its_traceback(supervisor):
     exited = until(events, "Exited")
     assert isinstance(exited.error, LookupError)
     assert exited.end == "error"
+
+
+def test_ready_and_ended_before_anybody_listened(supervisor, monkeypatch):
+    """A function that said that it is ready has started, however soon it ends, and however late that is heard."""
+    watch = Run.watch
+
+    def watch_late(run):
+        deadline = time.monotonic() + child_tasks.SECONDS
+        while alive(run.pid) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        watch(run)
+
+    monkeypatch.setattr(Run, "watch", watch_late)
+    events = supervisor.events()
+    supervisor.start("x", child_tasks.raises_late, "boom", ready="notify", restart="never")
+    assert until(events, "Exited").end == "error"
 
 
 def test_nested(supervisor):

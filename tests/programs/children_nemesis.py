@@ -22,6 +22,7 @@ from safespawn.errors import SafespawnError
 
 WHOLE_SECONDS = 60.0  # for all to be well again; several time limits of ten seconds may follow one another
 LEVEL_SECONDS = 15.0  # for what was stopped to be let go of
+GONE_SECONDS = 5.0  # after the end, for what has lost its zygote and its warden
 MORE_FDS = 3
 MOMENTS = ("Starting", "Stopping", "Exited", "Restarting")
 OPTIONS = {
@@ -93,6 +94,11 @@ class Nemesis:
         self.story.append((round(time.monotonic(), 3), type(event).__name__, event.child, event.pid))
         if type(event).__name__ in MOMENTS and self.moments.empty():
             self.moments.put(type(event).__name__)
+
+    def left(self):
+        """Those seen that still run."""
+        found = {pid: facts(pid) for pid in self.seen}
+        return {pid: fact for pid, fact in found.items() if fact is not None and fact[2] == self.seen[pid]}
 
     def pick(self):
         """A victim: the infrastructure twice as often as its share."""
@@ -212,8 +218,10 @@ def main():
             faulthandler.dump_traceback(all_threads=True)
         began = time.monotonic()
     closed = round(time.monotonic() - began, 2)
-    time.sleep(1.0)
-    left = {pid: fact for pid, born in nemesis.seen.items() if (fact := facts(pid)) is not None and fact[2] == born}
+    left = nemesis.left()
+    while left and time.monotonic() < began + closed + GONE_SECONDS:
+        time.sleep(0.05)
+        left = nemesis.left()
     blows = sum(isinstance(each[2], int) for each in nemesis.story)
     print(json.dumps({"blows": blows, "whole": whole, "hung": hung, "wrong": wrong, "closed": closed, "before": before,
                       "after": after, "left": list(map(str, left.items()))}), flush=True)  # fmt: skip

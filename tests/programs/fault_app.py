@@ -36,9 +36,12 @@ def say(**facts):
 
 
 def below(pid):
-    """Everybody below *pid*."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        children = [int(word) for word in file.read().split()]
+    """Everybody below *pid*; nobody, if it has gone."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:
+        return []
     return children + [other for child in children for other in below(child)]
 
 

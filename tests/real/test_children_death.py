@@ -15,7 +15,7 @@ import safespawn
 from support import child_tasks, leaks
 from support.applications import Application, Census
 from support.child_tasks import PLAIN
-from support.children import ENV, alive, becomes, fields, program, reap_orphans, signals, survivors
+from support.children import ENV, alive, becomes, fields, program, reap_orphans, signals, state, survivors
 
 SECONDS = 15.0  # generous; what is promised is 2 s
 LONG_SECONDS = 60.0  # half of what a template's imports may take
@@ -308,6 +308,7 @@ def test_the_template_is_stopped(supervisor):
     template = next(iter(supervisor._engine.templates))
     before = child.pid
     os.kill(template.pid, signal.SIGSTOP)
+    becomes(lambda: state(template.pid) == "T")
     os.kill(before, signal.SIGKILL)
     began = time.monotonic()
     exited = until(events, "Exited", "x")
@@ -376,6 +377,21 @@ def test_many_restarts(supervisor):
         assert child.restarts == 20
         assert len(os.listdir("/proc/self/fd")) <= fds + 2
         assert inner.statistics()["events"]["exited"] == 20
+
+
+def test_children_under_attack():
+    """Struck at their critical moments, at times twice in a row, children are well again, and nothing accumulates."""
+    census = Census()
+    with Application("children_nemesis", 3, 7) as app:
+        out, err = app.process.communicate(timeout=200)
+        assert app.process.returncode == 0, err[-4000:].decode(errors="replace")
+    said = json.loads(out)
+    assert said["blows"] > 0
+    assert said["whole"] is not None, err[-8000:].decode(errors="replace")
+    assert (said["hung"], said["wrong"], said["left"]) == ([], [], [])
+    assert said["closed"] < SECONDS
+    assert said["after"][0] <= said["before"][0] + 3, err[-8000:].decode(errors="replace")
+    assert census.gone(SECONDS) == {}
 
 
 def test_a_forked_copy(supervisor):

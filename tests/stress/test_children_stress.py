@@ -1,5 +1,6 @@
 """Supervised children under load, and for long; `-s` shows the figures."""
 
+import json
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ CHAOS = Path(__file__).parents[2] / "examples" / "agent" / "chaos.py"
 GRACE_SECONDS = 0.1
 BOUND_SECONDS = GRACE_SECONDS + 2.0  # the ladder's own time is half a second; the rest is for a busy machine
 GONE_SECONDS = 2.0
+NEMESES = 3
+NEMESIS_SECONDS = 15.0  # for the end after that: three children, each within its second, and what was stopped
 
 
 @pytest.mark.stress
@@ -89,6 +92,24 @@ def resident_kib():
     """This process's resident memory."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(NEMESES))
+def test_a_minute_under_attack(seed):
+    """Struck twice a second at their critical moments, children are well again; descriptors and memory are level."""
+    with Application("children_nemesis", 60, seed) as app:
+        out, err = app.process.communicate(timeout=400)
+    reap_orphans()
+    facts = json.loads(out)
+    print(facts)
+    assert facts["whole"] is not None, err[-8000:].decode(errors="replace")
+    assert (facts["hung"], facts["wrong"], facts["left"]) == ([], [], [])
+    assert facts["closed"] < NEMESIS_SECONDS
+    (fds, threads, before), (fds_after, threads_after, after) = facts["before"], facts["after"]
+    assert fds_after <= fds + 3
+    assert threads_after == threads
+    assert after - before < 5 * 1024
 
 
 @pytest.mark.soak
