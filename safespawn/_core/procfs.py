@@ -6,6 +6,8 @@ Runs in: application, any thread. Source: proc(5).
 
 import os
 
+_LISTEN = b"0A"  # TCP_LISTEN, as proc_net_tcp(5) has it
+
 
 def stat_fields(pid: int) -> list[bytes]:
     """
@@ -110,3 +112,40 @@ def _holds(name: str, wanted: set[str]) -> bool:
     except OSError:
         return False
     return False
+
+
+def listens(pid: int, port: int) -> bool:
+    """
+    Whether *pid*, or a process below it, holds a TCP socket that listens at *port*.
+    """
+    wanted: set[str] = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/{pid}/net/{name}", "rb") as file:
+                rows = [line.split() for line in file]
+        except OSError:
+            continue
+        for row in rows[1:]:
+            if row[3] == _LISTEN and int(row[1].rpartition(b":")[2], 16) == port:
+                wanted.add(f"socket:[{int(row[9])}]")
+    return bool(wanted) and any(_holds(str(each), wanted) for each in descendants(pid))
+
+
+def descendants(pid: int) -> list[int]:
+    """
+    *pid*, and what it has started, as far as that still hangs together.
+    """
+    below: dict[int, list[int]] = {}
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return [pid]
+    for name in names:
+        if name.isdecimal():
+            fields = stat_fields(int(name))
+            if fields:
+                below.setdefault(int(fields[1]), []).append(int(name))
+    found = [pid]
+    for each in found:
+        found += below.get(each, ())
+    return found

@@ -349,7 +349,7 @@ class Charge:
         if run.end == restart.LATE:
             return ChildNotReady(
                 child=self.name, pid=run.pid, seconds=self.terms.ready_timeout, ready=str(self.terms.ready),
-                stacks=run.stacks,
+                stacks=run.stacks, known=run.doubts,
             )  # fmt: skip
         if run.end not in FAILURES and not (self.is_new and run.end != restart.STOPPED):
             return None

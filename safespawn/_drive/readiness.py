@@ -23,6 +23,7 @@ import attrs
 
 from safespawn._core import upkeep
 from safespawn._core.flow import WRITE, Flow
+from safespawn._core.procfs import listens
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.terms import Program
 from safespawn._worker.notice import VARIABLES
@@ -82,13 +83,26 @@ def with_notice(spec: SpawnSpec, probe: Probe | None, mark: bytes) -> SpawnSpec:
 
 class PortProbe:
     """
-    Somebody listens.
+    Somebody listens. Where somebody did so already before the child was started (a stranger, a sibling that shares the
+    port, the process whose place this one is to take), a connection says nothing: then it must be the child itself.
+
+    Attributes:
+        was_taken: Whether that is so.
     """
 
     def __init__(self, run: "Run", host: str, port: int) -> None:
         self.run = run
         self.place = (host, port)
         self.over = False
+        self.was_taken = False
+
+    def first_flow(self, start: Flow[Any]) -> Flow[Any]:
+        """
+        *start*, after a look whether somebody listens there already. Only this machine's own places are looked at.
+        """
+        if self.place[0].startswith("127.") or self.place[0] in ("::1", "localhost"):
+            self.was_taken = yield from self._try_flow()
+        return (yield from start)
 
     def start(self) -> None:
         """
@@ -105,8 +119,12 @@ class PortProbe:
     def _flow(self) -> Flow[bool]:
         pause = PROBE_SECONDS[0]
         while not self.over:
-            if (yield from self._try_flow()):
+            if not (yield from self._try_flow()):
+                self.was_taken, self.run.doubts = False, ()
+            elif not self.was_taken or listens(self.run.pid or 0, self.place[1]):
                 return True
+            else:
+                self.run.doubts = ("another process listens there, and did before this one was started",)
             yield {}, time.monotonic() + pause
             pause = min(2 * pause, PROBE_SECONDS[1])
         return False

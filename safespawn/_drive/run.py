@@ -83,6 +83,7 @@ class Run:
         self.stderr: str = ""
         self.oom: bool | None = False
         self.stacks: str = ""
+        self.doubts: tuple[str, ...] = ()  # what else is known of why it does not get ready
         self.beat_at: float | None = None  # of a command, by WATCHDOG=1
         self.oom_before: int | None = None
         self.left: int = 0  # processes
@@ -127,6 +128,8 @@ class Run:
             self.keeper.engine.shun_stopped()
             spec = readiness.with_notice(what.spec, self.probing, self.mark)
             flow = launch_flow(self.keeper.engine, spec, None, patient=True)
+        if isinstance(self.probing, readiness.PortProbe):
+            flow = self.probing.first_flow(flow)
         self._starting = self.keeper.pump.spawn(flow, self._started)
 
     def _started(self, came: Any, error: BaseException | None) -> None:

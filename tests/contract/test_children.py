@@ -414,6 +414,33 @@ def test_ready_by_port(supervisor):
     socket.create_connection(("127.0.0.1", port)).close()
 
 
+SHARER = """
+import socket, sys, time
+time.sleep(0.1)
+with socket.socket() as listener:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(("127.0.0.1", int(sys.argv[1])))
+    listener.listen()
+    open(sys.argv[2], "w").close()
+    time.sleep(1000)
+"""
+
+
+def test_a_port_at_which_another_one_listens(supervisor, tmp_path):
+    """It says nothing of a child that does not listen; one that shares the port is ready when it does so itself."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ChildNotReady, match="another process listens there"):
+            supervisor.start("x", PLAIN, ready=port, ready_timeout=0.3)
+        path = tmp_path / "there"
+        command = ["sh", "-c", 'python=$1; shift; "$python" "$@"; exit', "sh", sys.executable, "-Sc", SHARER, str(port)]
+        supervisor.start("y", [*command, str(path)], ready=port)
+        assert path.exists()
+
+
 def test_ready_by_notice(supervisor):
     """A command may say it as it would to systemd; its status is in the statistics."""
     child = supervisor.start("server", [sys.executable, "-Sc", NOTIFIER], ready="notify")
