@@ -16,6 +16,8 @@ import pytest
 
 import safespawn
 from safespawn import DEVNULL, PIPE
+from safespawn._core.options import build_spec
+from safespawn._zygote import wire
 from support.children import ENV, PYTHON, STATUS, alive, both, fields, program, reap_orphans, signals, survivors
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs the right to become somebody else")
@@ -430,6 +432,13 @@ async def test_all_options_at_once(face, tmp_path):
 
 
 # --- detach -----------------------------------------------------------------------------------------------------------
+def test_a_detached_command_with_pipes_is_announced_at_once():
+    """The zygote keeps no pipe end of what is to outlive the application, not for a moment."""
+    for detach, quiet in ((True, 0), (False, wire.QUIET)):
+        spec = build_spec(["true"], {"detach": detach, "stdout": PIPE}, hold=False, watched=False)
+        assert spec.flags & wire.QUIET == quiet
+
+
 def test_a_detached_command_outlives_the_application():
     """A program starts one with detach=True and exits; the command runs on in a session of its own."""
     result = subprocess.run(program("detach.py"), stdout=PIPE, env=ENV, check=True)

@@ -17,7 +17,7 @@ import safespawn
 from safespawn import DEVNULL, PIPE, STDOUT
 from safespawn._core.connection import Connection
 from safespawn._zygote import wire
-from support.children import ENV, PYTHON, both, program, survivors
+from support.children import ENV, PYTHON, both, program, reap_orphans, survivors
 
 MEGABYTE = 1024 * 1024
 
@@ -456,3 +456,32 @@ async def test_the_arguments_of_the_audit_event(face):
     """Each start raises the audit event subprocess.Popen with the command, before it runs."""
     result = await face.run(program("audit.py", face.name), stdout=PIPE, env=ENV)
     assert result.stdout == b"[('echo', ['echo', 'heard'], None, None)]\n"
+
+
+# --- what is over before it was announced ----------------------------------------------------------------------------
+@pytest.fixture
+def fresh(tmp_path):
+    """Makes a shell script of a name that the zygote has not seen: it is not announced before its moment is over."""
+
+    def make(text):
+        path = tmp_path / f"script-{len(list(tmp_path.iterdir()))}"
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+async def test_the_output_of_a_quick_leader_is_not_over_while_somebody_holds_it(face, fresh):
+    """What its child in the background writes later belongs to the output, also where the leader took a millisecond."""
+    for options in ({}, {"user": os.getuid()}):
+        result = await face.run([fresh("(sleep 0.05; echo late) & echo early")], stdout=PIPE, wait_eof=True, **options)
+        assert (result.returncode, result.stdout, result.held_by) == (0, b"early\nlate\n", ())
+
+
+async def test_who_holds_the_output_of_a_quick_leader_is_told(face, fresh):
+    """One that stays behind with the pipe is named, and what was printed is there."""
+    result = await face.run([fresh("sleep 60 & echo $!; exit 3")], stdout=PIPE, stderr=STDOUT)
+    assert (result.returncode, result.held_by) == (3, (int(result.stdout),))
+    os.kill(int(result.stdout), signal.SIGKILL)
+    reap_orphans()
