@@ -8,6 +8,7 @@ moment at which it was asked for.
 Runs in: application, any thread.
 """
 
+import errno
 import os
 import select
 import signal
@@ -98,9 +99,11 @@ class WorkerProcess:
         """
         try:
             fd = os.pidfd_open(self.pid)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # that says nothing of the worker
             return -1
-        if birth(self.pid) != self._born:
+        if birth(self.pid) not in (self._born, 0):  # 0: it has just ended, which its pidfd tells
             os.close(fd)
             return -1
         return fd

@@ -4,6 +4,7 @@ import asyncio.subprocess
 import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
+import errno
 import importlib
 import inspect
 import multiprocessing
@@ -276,6 +277,23 @@ def test_the_workers_of_a_pool():
         new = {worker.pid for worker in pool._pool}
         assert workers[0].pid not in new
         assert workers[1].pid in new
+
+
+def test_a_worker_is_not_said_to_have_ended_for_want_of_a_descriptor(monkeypatch):
+    """The error says what is missing: a worker that runs is not reported as one that has ended."""
+
+    def full(pid):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with safespawn.multiprocessing.Pool(1) as pool:
+        worker = pool._pool[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pidfd_open", full)
+            for look in (worker.is_alive, worker.join, worker.terminate):
+                with pytest.raises(OSError, match="Too many open files"):
+                    look()
+        assert worker.is_alive()
+        assert pool.apply(os.getpid) == worker.pid
 
 
 def test_the_workers_of_an_executor():
