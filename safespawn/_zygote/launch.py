@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 import time
-from _functools import partial  # type: ignore[import-not-found]  # no stubs
 from _posixsubprocess import fork_exec
 
 import system
@@ -226,7 +225,7 @@ class Launcher:
                 give_back(acting)
         if system.armed:
             system.failpoint("zygote.before_spawn")
-        lend = partial(self.lender.lend, ambient, request[13], request[12]) if lends else None
+        lend = (lambda: self.lender.lend(ambient, request[13], request[12])) if lends else None
         session = request[9] & wire.NEW_SESSION != 0
         try:
             if len(pairs) == STREAMS:
