@@ -183,6 +183,14 @@ def _translate(called: Any, args: tuple[Any, ...], options: dict[str, Any]) -> N
         raise _Unknown from None
 
 
+def _with_rights(options: dict[str, Any]) -> None:
+    """
+    What is called behind setuid has the new user's rights; the option of that meaning is carried out before it.
+    """
+    if "user" in options:
+        raise _Unknown
+
+
 def _session(args: tuple[Any, ...], options: dict[str, Any]) -> None:
     () = args
     if options.pop("process_group", 0) != 0:
@@ -210,11 +218,15 @@ def _umask(args: tuple[Any, ...], options: dict[str, Any]) -> None:
 
 def _nice(args: tuple[Any, ...], options: dict[str, Any]) -> None:
     (step,) = args
+    _with_rights(options)
     options["nice"] = options.get("nice", 0) + _number(step)
 
 
 def _limit(args: tuple[Any, ...], options: dict[str, Any]) -> None:
     which, (soft, hard) = args
+    _with_rights(options)
+    if which in options.get("rlimits", ()):  # what the first one took, the second may not give back
+        raise _Unknown
     options.setdefault("rlimits", {})[_number(which)] = (_number(soft), _number(hard))
 
 
@@ -233,10 +245,12 @@ def _disposition(args: tuple[Any, ...], options: dict[str, Any]) -> None:
 
 
 def _user(args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    _with_rights(options)
     (options["user"],) = map(_number, args)
 
 
 def _group_id(args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    _with_rights(options)
     (options["group"],) = map(_number, args)
 
 

@@ -421,6 +421,7 @@ RECOGNISED = {
     ),
     "ignored": (functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN), {"ignore_signals": {signal.SIGHUP}}),
     "default": (lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL), {"ignore_signals": set()}),
+    "user": (lambda: (os.setgid(1), os.setuid(2), os.setsid()), {"group": 1, "user": 2, "start_new_session": True}),
     "several": (several, {
         "start_new_session": True, "umask": 0o77, "rlimits": {resource.RLIMIT_NOFILE: LIMIT},
         "ignore_signals": {signal.SIGUSR1},
@@ -456,9 +457,24 @@ def forgiving():
         pass
 
 
+def without_rights():
+    """The new user may not do that."""
+    os.setuid(65534)
+    os.nice(-5)
+
+
+def raised_again():
+    """The first one has taken what the second one wants."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+
+
 NOT_RECOGNISED = [
     unknown,
     forgiving,
+    without_rights,
+    raised_again,
+    lambda: (os.setuid(65534), os.setgid(65534)),
     conditional,
     looping,
     print,
