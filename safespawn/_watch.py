@@ -49,9 +49,28 @@ def imports(frame: FrameType | None) -> list[str]:
     return found
 
 
+def _imports_of_starter() -> list[str]:
+    """
+    As `imports`, for the import of another thread whose module has started this one: it may be waiting for it.
+    """
+    ident = threading.get_ident()
+    known: dict[int, threading.Thread] = vars(threading)["_active"]  # current_thread() may make one up
+    thread = known.get(ident)
+    place = None if thread is None else _recorder.started_at(thread)
+    if place is None:
+        return []
+    for other, stack in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage]
+        frame: FrameType | None = stack
+        while other != ident and frame is not None:
+            if frame.f_code.co_filename == place[0]:
+                return imports(frame)
+            frame = frame.f_back
+    return []
+
+
 def _check_import(what: str, frame: FrameType) -> None:
     if _policy.layers[-1].policies["import"] != "off":
-        under_way = imports(frame)
+        under_way = imports(frame) or _imports_of_starter()
         if under_way:
             _policy.meet("import", what, imports=under_way)
 
