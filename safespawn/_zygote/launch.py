@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # No preexec_fn; and vfork, which newer ones take anyway.
 _NO_HOOK = (None,) if sys.version_info >= (3, 14) else (None, True)
 STREAMS = 3
+_MOST = 2**31 - 1  # in a pid_t
 _ERROR_BYTES = 512  # of what a child of fork_exec writes that cannot exec: "OSError:<errno, hexadecimal>:<stage>"
 
 
@@ -307,6 +308,8 @@ def check(request: "tuple[Any, ...]", fds: list[int]) -> None:
         trouble = b"a descriptor is missing"
     elif wire.STDOUT in request[6][:2]:
         trouble = b"only stderr can go where stdout goes"
+    elif request[10] > _MOST or request[11] > _MOST:
+        raise LaunchError("fork", errno.EINVAL)  # fork_exec of Python 3.12 would take it, and cut it
     if trouble is not None:
         raise LaunchError("protocol", errno.EPROTO, trouble)
 

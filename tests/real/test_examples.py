@@ -102,7 +102,8 @@ def test_example(command, tmp_path) -> None:
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert census.gone(5.0) == {}
-    assert not done.stderr
+    # A shell says so of its command.
+    assert not (done.stderr.replace("Killed\n", "") if name == "agent/chaos.py" else done.stderr)
     rest = done.stdout
     for words in SAYS[command]:
         _, found, rest = rest.partition(words)
