@@ -34,7 +34,7 @@ def _warm():
 @pytest.fixture(autouse=True)
 def nothing_left(request):
     """
-    After the test this process and the default zygote hold exactly what they held before; two seconds to settle.
+    After the test this process and the default zygote hold exactly what they held before; some seconds to settle.
     """
     if _NO_PROCESSES in str(request.path):
         yield

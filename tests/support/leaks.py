@@ -27,7 +27,7 @@ import safespawn
 from safespawn import supervisor
 from safespawn._drive import engine as engines
 
-GRACE_SECONDS = 2.0  # for what the kernel and the zygote do after a test's last call has returned
+GRACE_SECONDS = 5.0  # for what kernel and zygote do after a test's last call, on a machine with other things to do
 _PR_SET_CHILD_SUBREAPER = 36
 _LEVEL = ("descriptors", "connections", "running", "ending", "held", "threads", "children")
 
