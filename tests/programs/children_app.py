@@ -50,7 +50,8 @@ def note(event):
     """Tell of the end of children."""
     kind = type(event).__name__
     if kind in ("Exited", "Killed", "Stopping"):
-        print(json.dumps({"event": kind, "child": event.child, "pid": event.pid}), file=sys.stderr, flush=True)
+        line = json.dumps({"event": kind, "child": event.child, "pid": event.pid})
+        os.write(2, f"{line}\n".encode())  # in one piece, beside the log
 
 
 def wanted(how):

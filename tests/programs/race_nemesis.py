@@ -17,6 +17,7 @@ import time
 import safespawn
 from safespawn import errors, supervisor
 from safespawn._core import child
+from support.children import alive
 
 SECONDS, SEED = float(sys.argv[1]), int(sys.argv[2])
 THREADS = 6
@@ -122,6 +123,13 @@ def below(pid):
     return found + [other for each in found for other in below(each)]
 
 
+def await_end(*pids):
+    """Wait until none of them runs, ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def nemesis(chance, over, deeds):
     """Hit somebody below this process: a zygote, a warden, a command."""
     while not over.wait(chance.uniform(0.05, 0.5)):
@@ -140,6 +148,8 @@ def nemesis(chance, over, deeds):
             elif commands := below(current.pid):
                 os.kill(chance.choice(commands), signal.SIGKILL)
             deeds[deed] = deeds.get(deed, 0) + 1
+            if deed in ("zygote", "warden"):  # whoever is left cleans up; to kill both at once is a limit that is told
+                await_end(current.pid, current.warden_pid)
         except (KeyError, ProcessLookupError):
             continue
 
