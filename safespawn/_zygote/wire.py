@@ -83,10 +83,6 @@ _NONE = type(None)
 _BYTES, _INT, _NUMBERS, _OPTIONAL_INT = {bytes}, {int}, {int, float}, {int, _NONE}
 
 
-def _all_bytes(value: "tuple[Any, ...]") -> bool:
-    return _BYTES.issuperset(map(type, value))
-
-
 def _all_ints(value: "tuple[Any, ...]") -> bool:
     return _INT.issuperset(map(type, value))
 
