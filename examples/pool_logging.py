@@ -34,7 +34,7 @@ def main():
             try:
                 pool.apply(order, (number,))
             except safespawn.errors.WorkerDied as error:
-                print("--> worker lost with", error.task.rpartition(".")[2], "but not what it had logged")
+                log.warning("--> worker lost with %s, but not what it had logged", error.task.rpartition(".")[2])
 
 
 if __name__ == "__main__":
