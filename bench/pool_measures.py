@@ -103,19 +103,15 @@ class Side:
 
     def skewed(self, func, short, long, count, method):
         """
-        Seconds for *count* tasks of which every hundredth is long.
+        How much longer *count* tasks take, of which every hundredth is long, than by the ideal schedule of just these:
+        each says how long it was, so neither the machine's mood nor a neighbour's load is in the ratio.
         """
         task, items = getattr(pool_tasks, func), skewed_items(short, long, count)
-        if method == "ideal":
-            return ideal(task, items)
         pool = self.warm()
         began = time.perf_counter()
-        if method == "map":
-            pool.map(task, items)
-        else:
-            for _ in pool.imap_unordered(task, items, chunksize=1):
-                pass
-        return time.perf_counter() - began
+        lengths = pool.map(task, items) if method == "map" else list(pool.imap_unordered(task, items, chunksize=1))
+        took = time.perf_counter() - began
+        return took / ideal(lengths)
 
     def array_rate(self, task):
         """
@@ -164,13 +160,15 @@ class Side:
         self.held = touched(mebibytes)
         return mebibytes
 
-    def start(self, task="tiny", preload=()):
+    def start(self, task="tiny", preload=(), workers=pool_peers.WORKERS):
         """
         Seconds from the making of a pool to its first result.
         """
         self.close()
         gc.collect()
         options = {"preload": preload} if preload else {}
+        if workers != pool_peers.WORKERS:
+            options["workers"] = workers
         began = time.perf_counter()
         self.pool = self.make(**options)
         self.pool.call(getattr(pool_tasks, task), 1)
@@ -256,35 +254,15 @@ def skewed_items(short, long, count):
     return items
 
 
-def ideal(task, items):
+def ideal(lengths):
     """
-    The same tasks divided beforehand, with the lengths known, and two processes that talk to nobody.
+    Seconds that tasks of these lengths take when they are known beforehand and nothing else costs anything: the longest
+    first, each to whoever is free.
     """
-    shares = [[], []]
-    loads = [0, 0]
-    for item in sorted(items, reverse=True):
-        which = loads.index(min(loads))
-        loads[which] += item
-        shares[which].append(item)
-    go_read, go_write = os.pipe()
-    pids = []
-    for share in shares:
-        pid = os.fork()
-        if pid == 0:
-            os.read(go_read, 1)
-            for item in share:
-                task(item)
-            os._exit(0)
-        pids.append(pid)
-    time.sleep(0.05)  # both stand at the pipe by then
-    began = time.perf_counter()
-    os.write(go_write, b"..")
-    for pid in pids:
-        os.waitpid(pid, 0)
-    took = time.perf_counter() - began
-    os.close(go_read)
-    os.close(go_write)
-    return took
+    loads = [0.0] * pool_peers.WORKERS
+    for length in sorted(lengths, reverse=True):
+        loads[loads.index(min(loads))] += length
+    return max(loads)
 
 
 def standing(before, used):

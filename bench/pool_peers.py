@@ -93,8 +93,8 @@ def ours(name):
 
 
 class OurPool(Pool):
-    def __init__(self, preload=()):
-        super().__init__(ours("Pool")(WORKERS, **({"preload": list(preload)} if preload else {})))
+    def __init__(self, preload=(), workers=WORKERS):
+        super().__init__(ours("Pool")(workers, **({"preload": list(preload)} if preload else {})))
 
     @staticmethod
     def prepare():
@@ -117,13 +117,13 @@ class StandardPool(Pool):
 
     METHOD = ""
 
-    def __init__(self, preload=()):
+    def __init__(self, preload=(), workers=WORKERS):
         import multiprocessing
 
         context = multiprocessing.get_context(self.METHOD)
         if preload and self.METHOD == "forkserver":
             context.set_forkserver_preload(["__main__", *preload])
-        super().__init__(context.Pool(WORKERS))
+        super().__init__(context.Pool(workers))
 
 
 class StandardPoolFork(StandardPool):
@@ -231,7 +231,7 @@ class Joblib:
 class BarePipe:
     """
     No pool: one forked process and two pipes, with nothing but pickle. What the machine can do at this moment; it is
-    also the one that is asked for a plain copy, and for tasks divided beforehand.
+    also the one that is asked for a plain copy.
     """
 
     def __init__(self):

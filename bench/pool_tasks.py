@@ -14,14 +14,21 @@ def tiny(number):
 
 def turn(loops):
     """
-    Keep a core busy: the work is counted, not timed, so that a worker which has to share its core takes longer.
+    Keep a core busy; the seconds of it that this took.
     """
+    began = time.thread_time()
     for _ in range(loops):
         pass
+    return time.thread_time() - began
 
 
 def rest(seconds):
+    """
+    Sleep; the seconds that this took.
+    """
+    began = time.monotonic()
     time.sleep(seconds)
+    return time.monotonic() - began
 
 
 def numpy_sum(number):

@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
-from safespawn._core.dispatch import Task
+from safespawn._core.dispatch import EACH, Task
 from safespawn._drive.async_driver import Home, Latch, shielded
 from safespawn._drive.crew import Crew
 from safespawn._results import pace_key
-from safespawn._worker.messages import EACH
-from safespawn._worker.payload import pack
+from safespawn._worker.payload import Repeated
 from safespawn.pool_errors import UnpicklableTask
 
 CANCEL_SECONDS = 1.0  # for a cancelled task to be over; three times what the ladder takes that ends it
@@ -45,12 +44,11 @@ class Results:
     ) -> None:  # fmt: skip
         self.crew = crew
         self.home = home
-        self.function = function
+        self.calls: Repeated = Repeated(function, by_value=by_value)
         self.pace_key: Any = pace_key(function)
         self.ordered = ordered
         self.chunksize = chunksize
         self.window = window
-        self.by_value = by_value
         self.options = options
         self.items: Iterator[Any] | None = None  # the input, when it is a synchronous one
         self.feeder: Any = None  # the scope of the task that reads it, when it is an asynchronous one
@@ -130,8 +128,8 @@ class Results:
         self.outside += len(chunk)
         sink = _Chunk(self, number, len(chunk))
         try:
-            payload, parts = pack((self.function, chunk), what="task", by_value=self.by_value)
-            task = Task(EACH, payload, parts, self.pace_key, sink, items=len(chunk), **self.options)
+            payload, parts, head = self.calls.pack(chunk)
+            task = Task(EACH, payload, parts, self.pace_key, sink, items=len(chunk), head=head, **self.options)
             self.tasks[number] = task
             self.crew.submit(task)
         except UnpicklableTask as error:  # one item that cannot be sent is that item's result

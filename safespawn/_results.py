@@ -8,6 +8,7 @@ Runs in: application; `deliver` and `fail` where the pump runs, the rest in any 
 """
 
 import functools
+import itertools
 import math
 import sys
 import time
@@ -18,12 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Self, cast
 
-from safespawn._core.dispatch import Pace, Task, describe, unwrapped
+from safespawn._core.dispatch import CALL, EACH, EACH_STAR, STREAM, Pace, Task, describe, unwrapped
 from safespawn._core.options import deadline_after
 from safespawn._drive.crew import Crew
 from safespawn._progress import reporter
-from safespawn._worker.messages import CALL, EACH, EACH_STAR, STREAM
-from safespawn._worker.payload import pack
+from safespawn._worker.payload import Repeated, pack
 from safespawn.errors import BadArgument, BadArgumentType, SafespawnError
 
 CHUNK_SECONDS = 0.004  # of work in a chunk of a map; arbitrary, two hundred times what a message costs
@@ -251,12 +251,11 @@ class MapJob:
     ) -> None:
         self.sink = sink
         self.function = pace_key(function)
-        self.call = function
+        self.calls = Repeated(function, by_value=by_value)
         self.items = items
         self.total = len(items)
         self.mode = EACH_STAR if star else EACH
         self.chunksize = chunksize
-        self.by_value = by_value
         self.options = task_options(options)
         self.priority: int = options.get("priority", 0)
         self.progress = reporter(progress, describe(function))
@@ -292,10 +291,11 @@ class MapJob:
             self.at = at + size
         chunk = self.items[at : at + size]
         began = time.monotonic()
-        payload, parts = pack((self.call, chunk), what="task", by_value=self.by_value)
+        payload, parts, head = self.calls.pack(chunk)
         if not self.item_bytes:
             self.item_bytes = max(1, (len(payload) + sum(part.nbytes for part in parts)) // size)
-        task = Task(self.mode, payload, parts, self.function, _Chunk(self, at, size), items=size, **self.options)
+        task = Task(self.mode, payload, parts, self.function, _Chunk(self, at, size), **self.options)
+        task.items, task.head = size, head
         task.pickling = time.monotonic() - began
         return task
 
@@ -358,13 +358,13 @@ class ResultIterator(Iterator[Any]):
         options: dict[str, Any],
     ) -> None:
         self._crew = crew
-        self._function = function
+        self._calls = Repeated(function, by_value=by_value)
         self._pace_key = pace_key(function)
         self._items = iter(items)
         self._ordered = ordered
         self._chunksize = chunksize
         self._window = max(1, BUFFER if buffersize is None else buffersize)
-        self._by_value = by_value
+        self._low = self._window // 2  # so few are outside when more of a sequence is given out
         self._options = task_options(options)
         self._numbers = 0  # chunks given out
         self._next = 0  # the chunk that is read next, when ordered
@@ -382,6 +382,8 @@ class ResultIterator(Iterator[Any]):
         self._filling = False
         self._itself = _Reader(self)  # what the tasks know of it: who forgets it wants no results
         self._itself.is_forgotten = False
+        # Without an order all chunks of one size are alike.
+        self._sink = _ImapChunk(self._itself, -1, -1 if ordered else chunksize)
         self._key: object = object()
         crew.open_input(self._key, self._itself)
         self._enough = 2 * crew.config.size
@@ -391,7 +393,8 @@ class ResultIterator(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        return self.next()
+        with self._reading:
+            return self._read_one(None, None)
 
     def next(self, timeout: float | None = None) -> Any:
         """
@@ -412,13 +415,25 @@ class ResultIterator(Iterator[Any]):
 
     def _read_one(self, deadline: float | None, timeout: float | None) -> Any:
         while True:
+            # Counted first, then taken: Ctrl-C in between must not leave one counted that will never come.
             if self._current:
                 self._outside -= 1
                 value = self._current.popleft()
-                if self._outside <= self._window // 2 and self._ready_input:
-                    self._fill()
-                return value
-            if not self._arrived:
+            elif self._arrived:
+                ok, value = self._arrived[0]
+                if not ok:
+                    size, error = value
+                    self._outside -= size
+                    self._arrived.popleft()
+                    raise error
+                if len(value) != 1:
+                    self._current.extend(value)
+                    self._arrived.popleft()
+                    continue
+                self._outside -= 1
+                self._arrived.popleft()
+                value = value[0]
+            else:
                 if (
                     not self._exhausted
                     and not self._filling
@@ -426,20 +441,16 @@ class ResultIterator(Iterator[Any]):
                 ):
                     self._fill()
                     continue
-                if not self._outside:
+                if self._outside <= 0:
                     if self._input_error is not None:
                         error, self._input_error = self._input_error, None
                         raise error
                     raise StopIteration
                 self._wait(deadline, timeout)
                 continue
-            ok, value = self._arrived.popleft()
-            if ok:
-                self._current.extend(value)
-                continue
-            size, error = value
-            self._outside -= size
-            raise error
+            if self._outside <= self._low and self._ready_input and not self._exhausted:
+                self._fill()
+            return value
 
     def _wait(self, deadline: float | None, timeout: float | None) -> None:
         waiter = allocate_lock()
@@ -449,6 +460,9 @@ class ResultIterator(Iterator[Any]):
                 return
             self._crew.check_wait()
             self._waiter = waiter
+            if self._arrived:
+                self._waiter = None
+                return
         left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
         if not waiter.acquire(timeout=left):
             self._waiter = None
@@ -506,20 +520,21 @@ class ResultIterator(Iterator[Any]):
         together: list[Task] = []
         sequence = self._ready_input
         while not self._exhausted and self._outside < self._window:
-            before = time.monotonic()
+            before = 0.0 if sequence else time.monotonic()
             chunk = self._take_chunk()
             if not chunk:
                 break
-            now = before if sequence else time.monotonic()
-            if not sequence:
-                self._slow = now - before > SLOW_SECONDS
+            if sequence:
+                task = self._make(chunk)
+                if task is not None:
+                    together.append(task)
+                continue
+            now = time.monotonic()
+            self._slow = now - before > SLOW_SECONDS
             task = self._make(chunk)
             if task is not None:
-                if sequence:
-                    together.append(task)
-                else:
-                    self._submit([task])
-            if not sequence and (now - began > FILL_SECONDS or (self._slow and self._arrived)):
+                self._submit([task])
+            if now - began > FILL_SECONDS or (self._slow and self._arrived):
                 break
         if together:
             self._submit(together)
@@ -533,18 +548,14 @@ class ResultIterator(Iterator[Any]):
                 task.sink.fail(task, error)
 
     def _take_chunk(self) -> list[Any]:
-        chunk: list[Any] = []
         try:
-            while len(chunk) < self._chunksize:
-                chunk.append(next(self._items))
-        except StopIteration:
-            self._exhausted = True
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                raise
+            chunk = list(itertools.islice(self._items, self._chunksize))
+        except Exception as error:  # noqa: BLE001 - the input's own
             self._exhausted = True
             self._input_error = error  # raised when all before it has been read
-            chunk.clear()  # as in multiprocessing: a chunk that could not be filled is none
+            return []  # as in multiprocessing: a chunk that could not be filled is none
+        if len(chunk) < self._chunksize:
+            self._exhausted = True
         return chunk
 
     def _make(self, chunk: list[Any]) -> Task | None:
@@ -554,22 +565,29 @@ class ResultIterator(Iterator[Any]):
         number, self._numbers = self._numbers, self._numbers + 1
         self._outside += len(chunk)
         try:
-            payload, parts = pack((self._function, chunk), what="task", by_value=self._by_value)
+            payload, parts, head = self._calls.pack(chunk)
         except Exception as error:  # noqa: BLE001 - whatever the item's __reduce__ raises
             self.arrive(number, ok=False, value=(len(chunk), error))
             return None
-        task = Task(EACH, payload, parts, self._pace_key, _ImapChunk(self._itself, number, len(chunk)), **self._options)
-        if len(chunk) > 1:
-            task.items = len(chunk)
+        size = len(chunk)
+        sink = self._sink if size == self._sink.size else _ImapChunk(self._itself, number, size)
+        task = Task(EACH, payload, parts, self._pace_key, sink, **self._options)
+        task.head = head
+        if size > 1:
+            task.items = size
         return task
 
     def arrive(self, number: int, *, ok: bool, value: Any) -> None:
         """
         A chunk is done. Called where the pump runs, or by `_fill`.
         """
+        if not self._ordered:
+            self._arrived.append((ok, value))
+            if self._waiter is None:  # `_wait` looks once more after it has set one
+                return
         with self._lock:
             if not self._ordered:
-                self._arrived.append((ok, value))
+                pass
             elif number == self._next:
                 self._arrived.append((ok, value))
                 self._next += 1

@@ -54,7 +54,9 @@ _SEMAPHORES = b"multiprocessing.synchronize"  # locks and the like: found by a n
 START_ATTEMPTS = 3  # with a new template each
 ANSWER_SECONDS = 10.0  # for a process to say that it has all; one that is stopped counts as started then
 COLLECT_SECONDS = 5.5  # from the kernel's word that it has ended to the zygote's on how; a little over that one's limit
-preloaded: list[str] = ["safespawn._worker.process", "safespawn.context"]  # what every process needs
+preloaded: list[str] = [  # what every process needs, and what most are handed: a queue, a lock, the end of a pipe
+    "safespawn._worker.process", "safespawn.context", "multiprocessing.queues", "multiprocessing.synchronize",
+]  # fmt: skip
 
 
 class MethodName(str):

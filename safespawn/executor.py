@@ -26,11 +26,10 @@ from types import TracebackType
 from typing import Any
 
 from safespawn._core import dispatch
-from safespawn._core.dispatch import Task
+from safespawn._core.dispatch import EACH_STAR, Task
 from safespawn._drive.crew import Crew
 from safespawn._results import call_task, pace_key
 from safespawn._worker import journal as cells
-from safespawn._worker.messages import EACH_STAR
 from safespawn._worker.payload import pack
 from safespawn.errors import BadArgument, BadArgumentType
 from safespawn.pool import ThreadedPool

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from safespawn._core import dispatch
-from safespawn._core.dispatch import BUSY, LENT, STARTING, Dispatcher, Seat, Source, Task
+from safespawn._core.dispatch import BUSY, LENT, STARTING, STREAM, Dispatcher, Seat, Source, Task
 from safespawn._core.flow import Flow
 from safespawn._drive import doom, fate, inbox, muster
 from safespawn._drive.interrupts import hold
@@ -46,7 +46,6 @@ from safespawn._worker.messages import (
     INLINE_BYTES,
     LEVELS,
     RELEASED,
-    STREAM,
     TASKS,
 )
 from safespawn.errors import BrokenError, ForeignCopy
@@ -465,7 +464,7 @@ class Crew:
             try:
                 post.segments.add(segment.number)
                 where = (segment.number, segment.size, segment.spans)
-                worker.send(BIG_TASK, (first.id, first.mode, where), segment.fd)
+                worker.send(BIG_TASK, (first.id, first.mode, first.head, where), segment.fd)
             except BaseException:
                 self.arena.sent(segment)
                 post.segments.discard(segment.number)
@@ -473,7 +472,7 @@ class Crew:
                 raise
             self.arena.sent(segment)
         else:
-            worker.send(TASKS, [(task.id, task.mode, task.payload) for task in batch])
+            worker.send(TASKS, [(task.id, task.mode, task.payload, task.head) for task in batch])
         for task in batch:
             if task.timeout is not None:
                 self.pump.call_soon(functools.partial(doom.limit, self, post, task.sent + task.timeout))

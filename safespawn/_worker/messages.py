@@ -20,8 +20,8 @@ RECEIVE_BYTES = 64 * 1024  # a longer message goes as LONG
 # --- application to worker -------------------------------------------------------------------------------------------
 JOURNAL = 0  # first: the slot of the journal, with the descriptors of the memory and of the eventfd for log records
 SETUP = 1  # once: who you are
-TASKS = 2  # rows of (id, mode, payload)
-BIG_TASK = 3  # one: id, mode, segment's number and size, spans; and a descriptor
+TASKS = 2  # rows of (id, mode, payload, head); head: the pickled function if the payload is the items alone
+BIG_TASK = 3  # one: id, mode, head, segment's number and size, spans; and a descriptor
 RELEASED = 4  # numbers of your segments that are not used here any more
 CREDIT = 5  # so many more items of a streaming task may come
 STOP = 6  # no more tasks: finish and exit
@@ -43,9 +43,6 @@ LONG = 97  # a message too long for a datagram: in a memfd, whose descriptor com
 # --- signals to a worker ---------------------------------------------------------------------------------------------
 STACKS_SIGNAL = signal.SIGRTMAX - 5  # faulthandler writes all stacks into the journal
 INTERRUPT_SIGNAL = signal.SIGRTMAX - 4  # the running task is to end, by an exception
-
-# --- how a task is run -----------------------------------------------------------------------------------------------
-CALL, EACH, EACH_STAR, STREAM = range(4)  # func(*args, **kwargs); [func(x)]; [func(*x)]; items of func(*args)
 
 # --- how a task ended ------------------------------------------------------------------------------------------------
 DONE, RAISED, ITEM = range(3)

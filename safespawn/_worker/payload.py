@@ -38,6 +38,9 @@ _NOT_OURS = (MemoryError, KeyboardInterrupt)
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
+# Whose pickle is a name, so that it is the same each time.
+_BY_NAME = (type(lambda: None), type(len))
+
 # What pickle and its protocol say no with.
 _REFUSALS = (PicklingError, AttributeError, TypeError, ValueError, RecursionError, NotImplementedError, ImportError)
 
@@ -80,6 +83,45 @@ def pack(value: object, *, what: str = "task", by_value: bool = False) -> tuple[
     if by_value and b"__main__" in data:
         return _pack_main(value, what, (data, buffers))
     return data, buffers
+
+
+class Repeated:
+    """
+    Packs calls of one function on many lists of items. A function that goes by its name is pickled once, as the head of
+    all; anything else, which may have changed meanwhile, goes with every list.
+    """
+
+    __slots__ = ("_by_value", "_function", "head")
+
+    def __init__(self, function: Callable[..., Any], *, by_value: bool) -> None:
+        self._function = function
+        self._by_value = by_value
+        self.head: bytes = b""
+        if type(function) in _BY_NAME and not by_value:
+            try:
+                self.head = dumps(function, _PROTOCOL)
+            except Exception:  # noqa: BLE001 - a lambda and its like: `pack` sees to it, or says why not
+                return
+
+    def pack(self, items: Sequence[Any]) -> tuple[bytes, Sequence[memoryview], bytes]:
+        """
+        Pickle one call: payload, buffers and head.
+
+        Raises:
+            UnpicklableTask: It does not pickle; `path` says which part.
+        """
+        if self.head:
+            buffers: list[PickleBuffer] = []
+            try:
+                data = dumps(items, _PROTOCOL, buffer_callback=buffers.append)
+                if not buffers:
+                    return data, (), self.head
+                return *pack(items), self.head
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - by value, or with an error that names the place
+                pass
+        return *pack((self._function, items), by_value=self._by_value), b""
 
 
 def unpack(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:

@@ -38,7 +38,8 @@ def serve(control_fd: int, application_pid: int, config: dict[str, Any]) -> NoRe
     except Refused as refused:
         nursery.refuse(control_fd, "preload", marshal.dumps(refused.words))
         _leave(0)
-    import pickle  # noqa: F401 - every worker will want it
+    import faulthandler  # noqa: F401 - every worker will want these
+    import pickle  # noqa: F401
 
     from safespawn._worker import (
         logs,  # noqa: F401 - and that

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
-from safespawn._core.dispatch import describe
+from safespawn._core.dispatch import CALL, EACH, EACH_STAR, describe
 from safespawn._worker import current, elsewhere, journal, main_module, process
 from safespawn._worker.arena import Arena, receive
 from safespawn._worker.journal import Journal
@@ -35,11 +35,8 @@ from safespawn._worker.messages import (
     BATCH_BYTES,
     BIG_RESULT,
     BIG_TASK,
-    CALL,
     CREDIT,
     DONE,
-    EACH,
-    EACH_STAR,
     FREED,
     INLINE_BYTES,
     INTERRUPT_SIGNAL,
@@ -124,11 +121,7 @@ def settle(born: Any) -> None:
     """
     Make a fork of the template a process of its own: environment, name, random numbers, exit functions.
     """
-    environ = os.environ
-    if dict(environ._data) != born.env:  # type: ignore[attr-defined]  # noqa: SLF001 - the bytes, as they came
-        environ.clear()
-        os.environb.update(born.env)
-        time.tzset()
+    take_environment(born.env)
     set_name(born.name)
     import atexit
 
@@ -137,6 +130,22 @@ def settle(born: Any) -> None:
     if numpy_random is not None:  # `random` itself is reseeded by Python, in every fork
         numpy_random.seed()
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
+
+
+def take_environment(env: dict[bytes, bytes]) -> None:
+    """
+    Have *env* as the environment. Only what differs is written: most of it is the template's too, and each variable
+    that is written anew is a page that this process has to copy.
+    """
+    environ = os.environb
+    own = dict(os.environ._data)  # type: ignore[attr-defined]  # noqa: SLF001 - the bytes, as they are
+    for name in own.keys() - env.keys():
+        del environ[name]
+    for name, value in env.items():
+        if own.get(name) != value:
+            environ[name] = value
+    if own.get(b"TZ") != env.get(b"TZ"):
+        time.tzset()
 
 
 def set_name(name: bytes) -> None:
@@ -336,6 +345,14 @@ class Worker:
         finally:
             current.unpacking = False
 
+    def unpack_each(self, payload: Any, buffers: Any, head: bytes) -> Any:
+        """
+        A function and the items for it.
+        """
+        if head:
+            return self.unpack(head, ()), self.unpack(payload, buffers)
+        return self.unpack(payload, buffers)
+
     def views(self, fd: int, where: tuple[int, int, Any]) -> list[memoryview]:
         """
         What is in the segment *fd*.
@@ -432,10 +449,10 @@ class Worker:
         if kind == TASKS:
             if self.failpoint is not None:
                 self.failpoint("worker.got_tasks")
-            for number, mode, payload in body:
-                self.run(number, mode, payload, ())
+            for number, mode, payload, head in body:
+                self.run(number, mode, payload, (), head)
         elif kind == BIG_TASK:
-            number, mode, where = body
+            number, mode, head, where = body
             try:
                 views = self.views(fd, where)
             except OSError as error:
@@ -443,7 +460,7 @@ class Worker:
             else:
                 data, buffers = views[0], views[1:]
                 del views
-                self.run(number, mode, data, buffers)
+                self.run(number, mode, data, buffers, head)
                 del data, buffers
         elif kind == RELEASED:
             self.arena.released(body)
@@ -472,7 +489,7 @@ class Worker:
         except (OSError, ValueError, AttributeError):
             return  # closed by the task, or nobody reads it
 
-    def run(self, number: int, mode: int, payload: Any, buffers: Any) -> None:
+    def run(self, number: int, mode: int, payload: Any, buffers: Any, head: bytes) -> None:
         """
         Run one task and note the result.
         """
@@ -493,11 +510,11 @@ class Worker:
                     value = function(*arguments, **keywords)
                     arguments = keywords = None
                 elif mode == EACH:
-                    function, items = self.unpack(payload, buffers)
+                    function, items = self.unpack_each(payload, buffers, head)
                     self.name_task(number, function)
                     value = [function(item) for item in items]
                 elif mode == EACH_STAR:
-                    function, items = self.unpack(payload, buffers)
+                    function, items = self.unpack_each(payload, buffers, head)
                     self.name_task(number, function)
                     value = [function(*item) for item in items]
                 else:
@@ -607,10 +624,8 @@ class Worker:
         if outcome == ITEM:
             self.cells[journal.ITEM] += 1
         self.cells[journal.COMMITTED] = self.used = end
-        now = time.monotonic()
-        if now - self.flushed > FLUSH_SECONDS:
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
-            self.flushed = now
 
     def flush(self) -> None:
         """
@@ -622,6 +637,7 @@ class Worker:
             self.failpoint("worker.before_flush")
         self.send_bytes(b"C" + self.journal.results[: self.used])
         self.cells[journal.COMMITTED] = self.used = 0
+        self.flushed = time.monotonic()
         if self.failpoint is not None:
             self.failpoint("worker.after_flush")
 

@@ -319,3 +319,25 @@ def test_a_long_queue_costs_nothing_per_look(count):
         dispatcher.finish(seat, each.id, 0.5)
     assert time.perf_counter() - began < 0.5
     assert ENDING is dispatch.ENDING
+
+
+@pytest.mark.parametrize(
+    ("mode", "slowest", "together"),
+    [
+        (dispatch.CALL, 0.004, True),
+        (dispatch.CALL, 0.02, False),  # somebody waits for each of these alone
+        (dispatch.EACH, 0.02, True),
+        (dispatch.EACH_STAR, 0.02, True),
+        (dispatch.EACH, 0.06, False),
+    ],
+)
+def test_an_uneven_function(mode, slowest, together):
+    """Its calls go alone; as items of a map they go together for longer."""
+    dispatcher = Dispatcher(1)
+    dispatcher.paces["uneven"] = pace = dispatch.Pace(0.0001)
+    pace.slowest = slowest
+    for _ in range(40):
+        dispatcher.submit(Task(mode, b"payload", None, "uneven", Recorder()), 0.0)
+    seat = dispatcher.seats[0]
+    dispatcher.rest(seat)
+    assert (len(dispatcher.pick(seat, 0.0)) > 1) is together

@@ -4,6 +4,7 @@ import collections
 import enum
 import functools
 import marshal
+import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from safespawn import pool_errors
 from safespawn._worker import payload
-from safespawn._worker.payload import OUT_OF_BAND_BYTES, pack, pack_error, unpack, unpack_error
+from safespawn._worker.payload import OUT_OF_BAND_BYTES, Repeated, pack, pack_error, unpack, unpack_error
 
 
 @pytest.fixture
@@ -602,3 +603,67 @@ def test_the_module_is_light():
     heavy = "traceback multiprocessing concurrent.futures attr anyio safespawn.pool_errors cloudpickle"
     code = f"import sys; import safespawn._worker.payload; print([m for m in {heavy.split()} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+class Counter:
+    """A callable with state."""
+
+    def __init__(self):
+        self.step = 1
+
+    def __call__(self, value):
+        return value * self.step
+
+
+def unpack_each(packed):
+    """What a worker makes of a call of one function on many items."""
+    data, parts, head = packed
+    views = [memoryview(bytes(part)) for part in parts]
+    return (unpack(head), unpack(data, views)) if head else unpack(data, views)
+
+
+def test_a_function_that_goes_by_its_name_is_pickled_once():
+    """The head of all lists of items is one and the same."""
+    calls = Repeated(os.path.join, by_value=False)
+    first, second = calls.pack(["a"]), calls.pack(["b", "c"])
+    assert first[2]
+    assert first[2] is second[2]
+    assert unpack_each(second) == (os.path.join, ["b", "c"])
+
+
+def test_an_object_that_is_called_goes_as_it_is_at_that_moment():
+    """Its state is not that of the first call."""
+    counter = Counter()
+    calls = Repeated(counter, by_value=False)
+    first = unpack_each(calls.pack([1]))
+    counter.step = 5
+    second = unpack_each(calls.pack([1]))
+    assert (first[0](1), second[0](1)) == (1, 5)
+
+
+@pytest.mark.parametrize("size", [10, OUT_OF_BAND_BYTES])
+def test_buffers_of_repeated_calls_travel_as_those_of_one(size):
+    """Large ones apart, small ones in the pickle."""
+    packed = Repeated(len, by_value=False).pack([pickle.PickleBuffer(bytearray(b"x" * size)), "word"])
+    assert len(packed[1]) == (size >= OUT_OF_BAND_BYTES)
+    function, (data, word) = unpack_each(packed)
+    assert (function(data), word) == (size, "word")
+
+
+def test_an_item_that_does_not_pickle_is_named_as_in_a_call(plain_only):
+    """With the same path to it."""
+    with pytest.raises(pool_errors.UnpicklableTask) as caught:
+        Repeated(len, by_value=False).pack([1, Box(lock=threading.Lock())])
+    with pytest.raises(pool_errors.UnpicklableTask) as alone:
+        pack((len, [1, Box(lock=threading.Lock())]))
+    assert caught.value.path == alone.value.path
+
+
+def test_a_lambda_goes_by_value_each_time(by_value):
+    """With its closure as it is then."""
+    step = 1
+    calls = Repeated(lambda value: value * step, by_value=False)
+    first = unpack_each(calls.pack([2]))
+    step = 5
+    second = unpack_each(calls.pack([2]))
+    assert (first[0](2), second[0](2)) == (2, 10)
