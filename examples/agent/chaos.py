@@ -11,6 +11,7 @@ import ctypes
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,32 @@ def memory(pid):
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def zygotes(parts):
+    """
+    Resident bytes of the largest zygote among these processes.
+    """
+    sizes = [0]
+    for pid in parts:
+        try:
+            comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").rstrip()
+        except OSError:
+            continue
+        if comm == "safespawn":
+            sizes.append(memory(pid))
+    return max(sizes)
+
+
+def growth(samples):
+    """
+    How much more the last tenth of these has than the first, in percent; by the median, and None of too few.
+    """
+    seen = [size for size in samples if size]
+    tenth = len(seen) // 10
+    if not tenth:
+        return None
+    return 100 * (statistics.median(seen[-tenth:]) / statistics.median(seen[:tenth]) - 1)
 
 
 def birth(pid):
@@ -114,12 +141,15 @@ def main():
         assert agent.stdout is not None
         print(agent.stdout.readline().partition(":")[0], flush=True)
         recover(path)
-        before, blows, seen = memory(agent.pid), 0, {}
+        blows, seen = 0, {}
+        sizes = {"program": [], "zygote": []}
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(PACE_SECONDS)
             parts = below(agent.pid)
             seen.update({pid: birth(pid) for pid in parts})
+            sizes["program"].append(memory(agent.pid))
+            sizes["zygote"].append(zygotes(parts))
             if parts:
                 victim = dice.choice(parts)
                 try:
@@ -129,7 +159,6 @@ def main():
                     continue
         took = recover(path)
         print(f"blows: {blows}; whole again: {took is not None}", flush=True)
-        grown = memory(agent.pid) / before - 1 if before else 0.0
         seen.update({pid: birth(pid) for pid in below(agent.pid)})
         began = time.monotonic()
         agent.send_signal(signal.SIGTERM)
@@ -143,7 +172,11 @@ def main():
         time.sleep(1.0)
         left = [pid for pid, born in seen.items() if born is not None and birth(pid) == born]
         took_words = "never" if took is None else f"{took:.1f} s"
-        print(f"(recovered after {took_words}, stopped after {stopped:.1f} s, memory {100 * grown:+.1f} %)")
+        print(f"(recovered after {took_words}, stopped after {stopped:.1f} s)")
+        for who, samples in sizes.items():
+            grown = growth(samples)
+            if grown is not None:
+                print(f"(memory of the {who}: {grown:+.1f} % from the first tenth of the time to the last)")
         print(f"exit code: {code}; left: {len(left)}", *map(describe, left), sep="\n  ")
         if took is None:
             print("the end of its log:", path.read_text(errors="replace")[-4000:], sep="\n")

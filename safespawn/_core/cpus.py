@@ -65,7 +65,7 @@ def _ratio(quota: str, period: str) -> float | None:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # a group has any name
             return file.read()
-    except (OSError, ValueError):
+    except OSError:
         return ""

@@ -50,11 +50,11 @@ def oom_kills() -> int | None:
     Source: cgroup-v2, memory.events.
     """
     try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:  # a group has any name
             path = next((line.strip().partition("::")[2] for line in file if line.startswith("0::")), None)
         if path is None:
             return None
-        with open(f"/sys/fs/cgroup{path}/memory.events", encoding="ascii") as file:
+        with open(f"/sys/fs/cgroup{path}/memory.events", encoding="utf-8") as file:
             for line in file:
                 name, _, value = line.partition(" ")
                 if name == "oom_kill":
