@@ -7,6 +7,10 @@ Source: sched_getaffinity(2); cgroup-v2 cpu.max; cgroup-v1 cpu.cfs_quota_us.
 
 import math
 import os
+import time
+
+KEEP_SECONDS = 1.0  # for which a quota counts as known; it takes five files to find out
+_known: list[tuple[float, float | None]] = []  # when it was read, and what it was
 
 
 def usable_cpus() -> int:
@@ -17,7 +21,10 @@ def usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     except OSError:
         count = os.cpu_count() or 1
-    quota = cgroup_quota()
+    now = time.monotonic()
+    if not _known or now - _known[0][0] > KEEP_SECONDS:
+        _known[:] = [(now, cgroup_quota())]
+    quota = _known[0][1]
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 

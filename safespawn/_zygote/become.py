@@ -66,7 +66,7 @@ def settle(  # noqa: PLR0917 - as above
     """
     if system.armed:
         system.failpoint("child.before_setup")
-    reset_signals(request[12])
+    reset_signals(lender.signals, request[12])
     flags = request[9]
     if flags & wire.NEW_SESSION:
         step("session", os.setsid)
@@ -91,13 +91,16 @@ def settle(  # noqa: PLR0917 - as above
     return candidates
 
 
-def reset_signals(ignored: tuple[int, ...]) -> None:
+def reset_signals(changed: tuple[int, ...], ignored: tuple[int, ...]) -> None:
     """
-    Default actions for all signals but the *ignored* ones.
+    Default actions for all signals but the *ignored* ones; *changed* are those which have another one here.
     """
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and not 32 <= number < signal.SIGRTMIN:
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    for number in changed:
+        if number not in ignored:
+            signal.signal(number, signal.SIG_DFL)
+    for number in ignored:
+        if number not in lend.UNCHANGEABLE:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def take_on(lender: lend.Lender, ambient: "tuple[Any, ...]", credentials: "tuple[Any, ...] | None") -> None:

@@ -36,6 +36,26 @@ _DANGEROUS = (
     resource.RLIMIT_STACK,
     resource.RLIMIT_NPROC,  # would refuse the very start
 )
+UNCHANGEABLE = frozenset((signal.SIGKILL, signal.SIGSTOP, *range(32, signal.SIGRTMIN)))  # nobody's, and the C library's
+
+
+def changed_signals() -> tuple[int, ...]:
+    """
+    The signals whose action in this process is not the default one; all of them where that cannot be read.
+
+    Source: proc_pid_status(5), SigIgn and SigCgt.
+    """
+    mine = [number for number in range(1, signal.NSIG) if number not in UNCHANGEABLE]
+    try:
+        fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = dict(line.split(b":\t", 1) for line in os.read(fd, 65536).split(b"\n") if b":\t" in line)
+        finally:
+            os.close(fd)
+        mask = int(fields[b"SigIgn"], 16) | int(fields[b"SigCgt"], 16)
+    except (OSError, KeyError, ValueError):
+        return tuple(mine)
+    return tuple([number for number in mine if mask >> (number - 1) & 1])
 
 
 class Lender:
@@ -48,6 +68,7 @@ class Lender:
         self.limits = {number: resource.getrlimit(number) for number in LIMITS}
         self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.cpus = tuple(sorted(os.sched_getaffinity(0)))
+        self.signals = changed_signals()
         self.users, self.group_ids, self.groups = os.getresuid(), os.getresgid(), os.getgroups()
         self._ambient: object = None  # the one that the next two are about
         self._only_by_fork = True

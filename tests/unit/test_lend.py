@@ -33,3 +33,23 @@ def test_limits_that_would_hit_the_zygote_or_the_start_are_for_the_child(name, f
     argv = [sys.executable, "-I", "-c", PROGRAM, str(ZYGOTE), str(getattr(resource, f"RLIMIT_{name}"))]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == f"{forks}\n"
+
+
+SIGNALS = """
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+import lend
+for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # Python's own
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, print)
+signal.signal(signal.SIGRTMAX, print)
+print(lend.changed_signals() == (signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMAX))
+"""
+
+
+def test_the_signals_that_a_child_must_have_set_back_are_known():
+    """Those that are ignored or caught, whoever has done that."""
+    argv = [sys.executable, "-I", "-c", SIGNALS, str(ZYGOTE)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "True\n"
