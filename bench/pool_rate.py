@@ -66,7 +66,7 @@ def skewed_figures(*, quick: bool) -> list[Figure]:
     count, rounds = (2000, 3) if quick else (4000, 7)
     loops = loops_for(SHORT_SECONDS)
     figures = []
-    for kind, func, short in (("busy", "turn", loops), ("asleep", "rest", SHORT_SECONDS)):
+    for kind, func, short in (("busy", "turn", loops), ("asleep", "timed_rest", SHORT_SECONDS)):
         for method in ("map", "imap_unordered"):
             with opened(("safespawn.Pool", STANDARD)) as sides:
                 task = {"func": func, "short": short, "long": short * 100, "count": count, "method": method}

@@ -24,6 +24,13 @@ def turn(loops):
 
 def rest(seconds):
     """
+    Keep nothing busy.
+    """
+    time.sleep(seconds)
+
+
+def timed_rest(seconds):
+    """
     Sleep; the seconds that this took.
     """
     began = time.monotonic()
