@@ -705,6 +705,7 @@ def _serve(crew: Crew) -> None:
     finally:
         crew.release()
         crew.ended.set()
+        crew.gone = True
 
 
 def _is_importing() -> bool:

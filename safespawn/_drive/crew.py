@@ -82,6 +82,7 @@ class Crew:
         self.started: bool = False
         self.broken: BaseException | None = None
         self.thread = 0  # that of the pump, if it has one of its own
+        self.gone: bool = False  # that one has ended
         self.inputs: dict[object, Any] = {}  # iterators whose tasks are not all there yet, by weak references
         self.ended: threading.Event = threading.Event()
         self.on_ended: list[Callable[[], object]] = []
@@ -107,6 +108,7 @@ class Crew:
         self.oom_kills: int | None = None  # in this control group, as last seen
         self.crashes: deque[float] = deque()
         _crews.add(self)
+        engine.crews.add(self)
         if not _hooked:
             _hooked.append(self.pid)
             os.register_at_fork(after_in_child=_forget_in_copy)
@@ -715,6 +717,26 @@ class Crew:
         with self.lock:
             self.closing = True
         self.pump.call_soon(self._terminate)
+
+    def disband(self, error: BaseException) -> bool:
+        """
+        The engine is being closed: end everything now, with *error* for whoever waits. Says whether there was anything.
+        """
+        if self.pid != os.getpid() or self.ended.is_set():
+            return False
+        with self.lock:
+            self.broken = self.broken or error
+            self.closing = self.terminating = True
+        self.pump.call_soon(self._terminate)
+        return True
+
+    def is_gone(self) -> bool:
+        """
+        Whether nothing of it is left, as far as this thread can wait for that.
+        """
+        if self.thread:
+            return self.gone or self.thread == threading.get_ident()
+        return self.ended.is_set()
 
     # --- where the pump runs -----------------------------------------------------------------------------------------
     def maybe_over(self) -> None:

@@ -44,6 +44,8 @@ CROWDED_SECONDS = 1.0
 RELIEF_SECONDS = 60.0  # without a crowd, and it is dismissed; arbitrary
 BOOT_SECONDS = 1.0  # a caller with less time than that does not start the relief; fifty times what it takes
 RELIEF = "relief"
+POOL_SECONDS = 2.0  # at the end, for the threads of pools, whose workers have gone
+LOOK_SECONDS = 0.002  # between looks at these; arbitrary
 PATIENCE_SECONDS = 5.0  # for somebody else's start of a template, with its imports; arbitrary
 
 
@@ -97,6 +99,7 @@ class Engine:
         self._templates: dict[TemplateKey, Template] = {}
         self._preparing: dict[TemplateKey, Boot] = {}
         self._retired: list[Template] = []
+        self.crews: weakref.WeakSet[Any] = weakref.WeakSet()  # of its pools
 
     # --- what flows use -----------------------------------------------------------------------------------------------
     def look(self) -> Ambient:
@@ -422,6 +425,7 @@ class Engine:
         self.closed = True
         if self.pid != os.getpid():
             return True
+        crews = [crew for crew in list(self.crews) if crew.disband(ClosedError(self.name))]  # before its workers die
         for template in self.templates:
             template.usable = False
             template.hang_up()
@@ -451,6 +455,9 @@ class Engine:
         for zygote in zygotes:
             zygote.release_if_gone()
         self._observers.clear()
+        limit = time.monotonic() + POOL_SECONDS
+        while not all(crew.is_gone() for crew in crews) and time.monotonic() < limit:
+            yield {}, time.monotonic() + LOOK_SECONDS
         if interruption is not None:
             raise interruption
         return gone

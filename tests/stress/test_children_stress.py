@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import safespawn
-from support import child_tasks
+from support import child_tasks, pool_tasks
 from support.applications import Application, Census
 from support.children import program, reap_orphans, survivors
 
@@ -46,6 +46,32 @@ def test_a_thousand_stops():
             assert survivors(pids, 0) == [], f"round {number}"
     took.sort()
     print(f"{len(took)} stops: {took[len(took) // 2]:.3f} s (median), {took[-1]:.3f} s (slowest)")
+    assert took[-1] < BOUND_SECONDS
+
+
+@pytest.mark.stress
+def test_a_thousand_stops_of_all_at_once():
+    """A supervisor is left with a busy pool and stubborn children in it: it has ended within the bound, each time."""
+    took = []
+    tree = program("tree.py", "child", "session", "group", "stubborn")
+    for number in range(STOPS):
+        with safespawn.Supervisor("stops", guard="off") as supervisor:
+            pool = safespawn.Pool(2)
+            pids = pool.map(pool_tasks.pid, range(2), chunksize=1)
+            busy = [pool.apply_async(pool_tasks.spin) for _ in range(4)]
+            stubborn = supervisor.start(
+                "tree", tree, ready=re.compile(r"^\d+ .*"), on_line=len, stop_timeout=GRACE_SECONDS
+            )
+            deaf = supervisor.start("deaf", child_tasks.deaf, ready="notify", stop_timeout=GRACE_SECONDS)
+            pids += [deaf.pid, *map(int, stubborn.value.group(0).split())]
+            began = time.monotonic()
+        took.append(time.monotonic() - began)
+        assert survivors(pids, 0) == [], f"round {number}"
+        for each in busy:
+            with pytest.raises(safespawn.SafespawnError):
+                each.get(5)
+    took.sort()
+    print(f"{len(took)} stops of all: {took[len(took) // 2]:.3f} s (median), {took[-1]:.3f} s (slowest)")
     assert took[-1] < BOUND_SECONDS
 
 

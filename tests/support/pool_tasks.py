@@ -34,6 +34,12 @@ def nap(seconds):
     return seconds
 
 
+def spin():
+    """Be busy, for ever."""
+    while True:
+        pass
+
+
 def pid(_=None):
     return os.getpid()
 
