@@ -304,6 +304,7 @@ async def test_cancelled_while_it_is_entered(async_face, monkeypatch):
         with anyio.CancelScope() as scope:
             async with safespawn.AsyncSupervisor(guard="off") as supervisor:
                 await supervisor.start("x", PLAIN)
+                await anyio.sleep_forever()  # `start` may have been quicker than the cancellation
         assert scope.cancelled_caught
 
 
