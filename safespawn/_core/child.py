@@ -209,7 +209,13 @@ def is_inheritable(fd: int) -> bool:
         return False
 
 
-def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
+class Retracted(Exception):  # a signal, not an error
+    """
+    The zygote is late, and has not read the request: it has been taken back, and nothing has run.
+    """
+
+
+def start_flow(child: Child, deadline: float | None, *, may_retract: bool = False) -> Flow[list[int]]:
     """
     Wait for the answer to the SPAWN that was sent on the child's connection.
 
@@ -221,6 +227,7 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
         SpawnError: The command did not start.
         SpawnLost: The zygote died, or (ZygoteUnresponsive) does not answer.
         DeadlinePassed: *deadline* has passed first.
+        Retracted: Another zygote may be asked; only with *may_retract*.
     """
     connection = child.connection
     late: float | None = child.started + LATE_SECONDS
@@ -233,6 +240,8 @@ def start_flow(child: Child, deadline: float | None) -> Flow[list[int]]:
             now = time.monotonic()
             if now >= child.started + LATE_SECONDS:
                 connection.zygote.suspect()
+                if may_retract and late is not None and connection.retract():
+                    raise Retracted
                 late = None
             if deadline is not None and now >= deadline:
                 connection.zygote.note_silence(child.started, now)

@@ -24,6 +24,7 @@ import attrs
 from safespawn._core.child import (
     LATE_SECONDS,
     Child,
+    Retracted,
     end_flow,
     exit_flow,
     kill_flow,
@@ -43,7 +44,7 @@ from safespawn._core.transfer import Drain, Feed, LimitReached, Streams
 from safespawn._zygote import wire
 from safespawn.errors import BootError, OutputLimitExceeded, SafespawnError, TimeoutExpired
 
-ATTEMPTS = 4  # zygotes that die before they get the request, until that is the answer; arbitrary
+ATTEMPTS = 4  # zygotes that die, or hang, before they get the request, until that is the answer; arbitrary
 DRAIN_SECONDS = 0.2  # how long output may stay open after the exit; arbitrary: scheduling takes a hundredth of it
 
 
@@ -125,8 +126,9 @@ def launch_flow(
     """
     Lease a connection and start *spec* on it.
 
-    A request that did not reach its zygote, because that one had died since the last call, goes to the next one. One
-    that may have been read never does.
+    A request that did not reach its zygote, because that one had died since the last call, goes to the next one; so
+    does one that lies unread in front of a zygote which hangs, in an exec from a dead file server, say. One that may
+    have been read never does.
 
     Returns:
         The child and the application's pipe ends, the caller's to close; and its connection to return.
@@ -147,9 +149,10 @@ def launch_flow(
         starting.add(connection)
         try:
             send_request(connection, spec, ambient)
-            return child, (yield from start_flow(child, deadline))
-        except (BrokenPipeError, ConnectionResetError):
-            connection.zygote.died()
+            return child, (yield from start_flow(child, deadline, may_retract=attempts < ATTEMPTS - 1))
+        except (BrokenPipeError, ConnectionResetError, Retracted) as missed:
+            if not isinstance(missed, Retracted):
+                connection.zygote.died()
             lost = child.lost("before start")
             engine.discard(connection)
             attempts += 1

@@ -49,6 +49,27 @@ class Connection:
         """
         return self.socket.fileno()
 
+    def retract(self) -> bool:
+        """
+        Take back what was sent here, if it has not been read. Says whether that is so: then it never will be.
+
+        The order decides: what lies unread is looked at once more after this end was closed. Whoever reads it after
+        that finds the end closed, and throws it away (`server.on_message`). Read between the two looks, in a
+        microsecond of many seconds, it is lost: the zygote ends what it has just begun.
+
+        Source: unix(7), tcp(7) on SIOCOUTQ.
+        """
+        import fcntl
+        import termios
+
+        try:
+            if not any(fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, bytes(4))):
+                return False
+            self.socket.shutdown(_socket.SHUT_WR)
+            return any(fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return False  # it has gone
+
     def send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
         """
         Send one message.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WATCHED = select.EPOLLIN | select.EPOLLRDHUP
 HUNG_UP = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
+STALE_SECONDS = 0.2  # arbitrary
 
 
 class Loop:
@@ -55,7 +56,11 @@ class Loop:
         if self.due:
             left = max(0.0, min(self.due.values()) - time.monotonic())
             timeout = left if longest < 0 else min(left, longest)
-        for fd, events in self.epoll.poll(timeout):
+        ready = self.epoll.poll(timeout)
+        began = time.monotonic()
+        for fd, events in ready:
+            if time.monotonic() - began > STALE_SECONDS:
+                break  # an exec has taken its time: what the others said then may be out of date, and is told again
             entry = self.watched.get(fd)
             if entry is not None:  # else unwatched by an earlier event of this turn
                 try:

@@ -216,6 +216,9 @@ class Server(Loop):
             if kind == wire.SPAWN:
                 if system.armed:
                     system.failpoint("zygote.got_spawn")
+                if is_hung_up(session.connection):  # since `events`: taken back, and another zygote may have it by now
+                    self.close_session(session)
+                    return
                 self.event(session, table.SPAWN, message, fds)
             elif kind == wire.RELEASE:
                 self.event(session, table.RELEASE)
@@ -657,6 +660,17 @@ class Server(Loop):
         while self.sessions and time.monotonic() < deadline:
             self.turn(0.1)
         system.kill_all_children(self.own_pid, deadline)
+
+
+def is_hung_up(connection: "Any") -> bool:
+    """
+    Whether the other end of *connection* is closed, for writing at least.
+    """
+    if connection is None:
+        return True
+    look = select.poll()
+    look.register(connection, HUNG_UP)
+    return bool(look.poll(0))
 
 
 def failed(error: Exception) -> LaunchError:
