@@ -25,6 +25,29 @@ def stat_fields(pid: int) -> list[bytes]:
         os.close(fd)
 
 
+def stopped_before_exec(pid: int) -> list[int]:
+    """
+    The children of the one-threaded process *pid* that somebody has stopped before they became another program.
+    """
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+    return [each for each in children if stat_fields(each)[:1] in ([b"T"], [b"t"]) and command(each) == command(pid)]
+
+
+def command(pid: int) -> bytes | None:
+    """
+    The arguments of *pid*, as they lie in memory; None when it is gone.
+    """
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
 def birth(pid: int) -> int:
     """
     When *pid* was born, in clock ticks since the boot of the machine; 0 when it is gone.

@@ -45,6 +45,18 @@ SWEEPS = 100  # looks for what it has left, until nothing is found; what was kil
 SWEEP_SECONDS = 0.01  # between two
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """
+    An error of a start, which the events keep: without its traceback, and those of its causes, each of which would keep
+    a zygote, a template, an environment. One that is not ours nor the system's is a bug, and keeps them.
+    """
+    each: BaseException | None = error
+    while isinstance(each, (SafespawnError, OSError)):
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 class Run:
     """
     A process of a child.
@@ -134,7 +146,7 @@ class Run:
 
     def _started(self, came: Any, error: BaseException | None) -> None:
         if error is not None:
-            self.error = error
+            self.error = without_frames(error)
             self.end = restart.FAILED
             self.send(upkeep.FAILED)
             return

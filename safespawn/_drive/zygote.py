@@ -12,6 +12,7 @@ import signal
 import time
 
 from safespawn._core.flow import READ, Flow
+from safespawn._core.procfs import stopped_before_exec
 from safespawn._drive.blocking import is_readable
 from safespawn._drive.generation import Generation
 
@@ -148,6 +149,31 @@ class Zygote(Generation):
         if not self.closed and self.owner_pid == os.getpid():
             for fd in (self.warden_fd, self.pidfd):
                 _tell(fd, signal.SIGCONT)
+            self._wake_children()
+
+    def suspect(self) -> None:
+        """
+        It is late: new children go to another zygote. A child that somebody has stopped before its exec may be why.
+        """
+        super().suspect()
+        if not self.closed and self.owner_pid == os.getpid():
+            self._wake_children()
+
+    def _wake_children(self) -> None:
+        """
+        Have those go on to their exec that were stopped before it: the zygote waits for that, and hears nothing else.
+        One that is another program by now was stopped by whoever had a right to.
+        """
+        for pid in stopped_before_exec(self.pid):
+            try:
+                fd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            try:
+                if pid in stopped_before_exec(self.pid):  # it is still the one that was seen
+                    _tell(fd, signal.SIGCONT)
+            finally:
+                os.close(fd)
 
     def _gone_flow(self, deadline: float) -> Flow[bool]:
         for fd in (self.warden_fd, self.pidfd):  # a zygote whose warden was killed ends its children by itself

@@ -1,12 +1,11 @@
 """A zygote that hangs in one start takes no other one along."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from support.applications import ENV
+from support.children import ENV
 
 HANG_SECONDS = 6  # twice what the others may take on a busy machine, and below the ten after which the first one fails
 OTHERS = 6
@@ -42,7 +41,7 @@ def test_starts_behind_one_that_hangs_go_to_another_zygote(point, tmp_path):
     """They are done long before it, and each is done once; it has its result in the end."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "log"), str(OTHERS)],
-        env={**os.environ, **ENV, "SAFESPAWN_FAILPOINTS": f"{point}=sleep:{HANG_SECONDS}#1",
+        env={**ENV, "SAFESPAWN_FAILPOINTS": f"{point}=sleep:{HANG_SECONDS}#1",
              "SAFESPAWN_FAILPOINTS_LOG": str(tmp_path / "fired")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
