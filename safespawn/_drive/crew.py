@@ -12,7 +12,6 @@ that it had not begun go to other workers, and the seat gets a new worker.
 Runs in: application.
 """
 
-import contextlib
 import copy
 import functools
 import os
@@ -28,26 +27,16 @@ from typing import TYPE_CHECKING, Any
 from safespawn._core import dispatch
 from safespawn._core.dispatch import BUSY, LENT, STARTING, STREAM, Dispatcher, Seat, Source, Task
 from safespawn._core.flow import Flow
-from safespawn._drive import doom, fate, inbox, muster
+from safespawn._drive import doom, fate, inbox, muster, outbox
 from safespawn._drive.interrupts import hold
 from safespawn._drive.ledger import Ledger
-from safespawn._drive.levels import current_levels
 from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
 from safespawn._drive.pump import Pump
 from safespawn._drive.relay import SLOW_SECONDS, relay, report
 from safespawn._drive.tempo import Tempo
-from safespawn._drive.worker import Worker
 from safespawn._worker import current
 from safespawn._worker import journal as cells
 from safespawn._worker.arena import Arena
-from safespawn._worker.messages import (
-    BIG_TASK,
-    CREDIT,
-    INLINE_BYTES,
-    LEVELS,
-    RELEASED,
-    TASKS,
-)
 from safespawn.errors import BrokenError, ForeignCopy
 
 if TYPE_CHECKING:
@@ -57,7 +46,6 @@ _crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
 _hooked: list[int] = []
 
 BRISK_SECONDS = 0.0001  # a task that takes less is waited for awake
-UNREAD_SECONDS = 0.05  # until a worker that did not read is sent something again; arbitrary
 
 
 class Crew:
@@ -225,7 +213,7 @@ class Crew:
         if closed:
             self.check()
         if seat is not None and post is not None:
-            self._carry_out(seat, post, [task])
+            outbox.carry_out(self, seat, post, [task])
             return
         if not self.started:
             self.start(main=muster.is_main(task.function))
@@ -324,172 +312,6 @@ class Crew:
                 self.cancel(task, running=True)
         self.maybe_over()
 
-    def supply_idle(self) -> None:
-        """
-        Give what waits to the idle workers.
-        """
-        while True:
-            with self.lock:
-                seat = self._seat_for_next()
-                if seat is None:
-                    return
-                found = self.dispatcher.pick(seat, time.monotonic())
-                if found is None:
-                    self.dispatcher.rest(seat)
-                    return
-                post = seat.worker
-            self._carry_out(seat, post, found)
-
-    def _seat_for_next(self) -> Seat | None:
-        """
-        An idle seat for which there is something, taken out of the idle ones.
-        """
-        dispatcher = self.dispatcher
-        if not dispatcher.waiting:
-            return None
-        idle = dispatcher.idle
-        shared = any(dispatcher.queues[level] for level in dispatcher.levels)
-        for at in range(len(idle) - 1, -1, -1):
-            if shared or idle[at].own:
-                seat = idle.pop(at)
-                seat.state = BUSY
-                return seat
-        return None
-
-    def supply(self, post: Post) -> None:
-        """
-        Give a busy or just idle worker what waits for it.
-        """
-        while True:
-            with self.lock:
-                seat = post.seat
-                if seat is None or seat.state is not BUSY:
-                    return
-                max_tasks = self.config.max_tasks
-                if max_tasks is not None and seat.tasks:
-                    return  # one at a time, so that the count is exact
-                if max_tasks is not None and seat.finished >= max_tasks:
-                    self.dispatcher.leave(seat)
-                    break
-                found = self.dispatcher.pick(seat, time.monotonic())
-                if found is None:
-                    if not seat.tasks:
-                        self.dispatcher.rest(seat)
-                    return
-            self._carry_out(seat, post, found)
-        self.pump.call_soon(functools.partial(fate.recycle, self, post, "max_tasks"))
-
-    def _carry_out(self, seat: Seat, post: Post, found: "list[Task] | Source") -> None:
-        """
-        Send what was picked.
-        """
-        if type(found) is not list:
-            source: Any = found
-            expected = self.dispatcher.paces.get(source.function)
-            try:
-                task = source.draw(expected, 2 * len(self.dispatcher.seats))
-            except BaseException as error:  # noqa: BLE001 - the user's iterator, or an item that cannot be pickled
-                source.fail(error)
-                task = None
-            with self.lock:
-                here = seat.worker is post and seat.state is BUSY  # making the task may have taken its time
-                if task is None:
-                    self.dispatcher.remove_source(source)
-                    self.dispatcher.count_out(source)
-                    if here and not seat.tasks:
-                        self.dispatcher.rest(seat)
-                else:
-                    task.id = self.dispatcher.number()
-                    task.submitted = time.monotonic()
-                    self.dispatcher.unfinished += 1
-                    if here:
-                        self.dispatcher.send(seat, [task], self.dispatcher.expected(task), task.submitted)
-                    else:
-                        self.dispatcher.enqueue(task, first=True)
-            if not here and self.terminating:
-                self.fail_all(self.end_error)
-                return
-            if task is None or not here:
-                self.maybe_over()
-                self.supply_idle()
-                return
-            batch = [task]
-        else:
-            batch = found
-        try:
-            self.send(post, batch)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # its death is told by the lifeline, with these tasks on it; if it was told before, they are queued
-        except OSError as error:
-            self._not_sent(seat, post, batch, error)
-
-    def _not_sent(self, seat: Seat, post: Post, batch: list[Task], error: OSError) -> None:
-        """
-        A living worker did not get *batch*. If it does not read, the tasks go back into the queue; what cannot be sent
-        at all fails.
-        """
-        full = isinstance(error, BlockingIOError)
-        with self.lock:
-            if seat.worker is not post:
-                return  # it has died meanwhile: these tasks are queued again, or are its successor's
-            mine = [task for task in batch if seat.tasks.pop(task.id, None) is not None]
-            for task in reversed(mine):
-                self.dispatcher.enqueue(task, first=True) if full else self.dispatcher.over(task)
-            rests = not seat.tasks and seat.state is BUSY
-            if rests and not full:
-                self.dispatcher.rest(seat)
-        if full:
-            if rests:  # no result of its will bring it to mind
-                later = time.monotonic() + UNREAD_SECONDS
-                self.pump.call_soon(lambda: self.pump.call_at(later, functools.partial(self.supply, post)))
-            return
-        from safespawn.pool_errors import PayloadLost
-
-        for task in mine:
-            inbox.fail(self, task, PayloadLost(what="task", errno=error.errno))
-
-    def send(self, post: Post, batch: list[Task]) -> None:
-        """
-        Send *batch* to the worker in one message; with it, the segments of its own that are free again.
-        """
-        worker = post.worker
-        if worker.freed:
-            self._send_freed(worker)
-        if self.config.logging != "off":
-            levels = current_levels()
-            if post.levels is not levels:
-                worker.send(LEVELS, levels)
-                post.levels = levels
-        first = batch[0]
-        if first.parts or len(first.payload) > INLINE_BYTES:
-            segment = self.arena.place([first.payload, *(first.parts or ())])
-            try:
-                post.segments.add(segment.number)
-                where = (segment.number, segment.size, segment.spans)
-                worker.send(BIG_TASK, (first.id, first.mode, first.head, where), segment.fd)
-            except BaseException:
-                self.arena.sent(segment)
-                post.segments.discard(segment.number)
-                self.arena.released([segment.number])
-                raise
-            self.arena.sent(segment)
-        else:
-            worker.send(TASKS, [(task.id, task.mode, task.payload, task.head) for task in batch])
-        for task in batch:
-            if task.timeout is not None:
-                self.pump.call_soon(functools.partial(doom.limit, self, post, task.sent + task.timeout))
-
-    def _send_freed(self, worker: Worker) -> None:
-        freed = []
-        while worker.freed:  # finalizers add to it at any moment, other senders take from it
-            with contextlib.suppress(IndexError):
-                freed.append(worker.freed.pop())
-        try:
-            worker.send(RELEASED, freed)
-        except OSError:
-            worker.freed.extend(freed)
-            raise
-
     # --- a caller's own exchange with a worker -----------------------------------------------------------------------
     def lend(self, task: Task) -> Post | None:
         """
@@ -542,7 +364,7 @@ class Crew:
         with it, and delivers. Ctrl-C comes while it waits, if it is *held* (`interrupts`), and not while it receives.
         """
         try:
-            self.send(post, [task])
+            outbox.send(self, post, [task])
             pace = self.dispatcher.paces.get(task.function)
             worker = post.worker
             brisk = task.sent - worker.last_words < BRISK_SECONDS and pace is not None and pace.average < BRISK_SECONDS
@@ -576,7 +398,7 @@ class Crew:
         except BaseException as error:
             self._hand_over(post)
             if isinstance(error, OSError) and post.seat is not None:
-                self._not_sent(post.seat, post, [task], error)
+                outbox.not_sent(self, post.seat, post, [task], error)
                 return task.state is dispatch.OVER
             self.pump.call_soon(functools.partial(doom.doom_task, self, post, task, Doom("cancel")))
             raise
@@ -943,19 +765,6 @@ class Crew:
         """
         return doom.stacks_flow(self)
 
-    def credit(self, task: Task, count: int) -> None:
-        """
-        Let a streaming task send *count* items more.
-        """
-        with self.lock:
-            seat = next((seat for seat in self.dispatcher.seats if task.id in seat.tasks), None)
-            post = None if seat is None else seat.worker
-        if post is not None:
-            try:
-                post.worker.send(CREDIT, count)
-            except OSError:
-                return  # it has died, or reads nothing: told elsewhere
-
     def ledger(self) -> Ledger:
         """
         Memory with room for a journal.
@@ -963,6 +772,25 @@ class Crew:
         if not self._ledgers or self._ledgers[-1].is_full:
             self._ledgers.append(Ledger(2 * (self.config.size + self.config.spares) + 8))  # some die, others come
         return self._ledgers[-1]
+
+    # --- what one module asks of another by the crew ------------------------------------------------------------------
+    def supply(self, post: Post) -> None:
+        """
+        Give a busy or just idle worker what waits for it.
+        """
+        outbox.supply(self, post)
+
+    def supply_idle(self) -> None:
+        """
+        Give what waits to the idle workers.
+        """
+        outbox.supply_idle(self)
+
+    def credit(self, task: Task, count: int) -> None:
+        """
+        Let a streaming task send *count* items more.
+        """
+        outbox.credit(self, task, count)
 
     def forget_in_copy(self) -> None:
         """
