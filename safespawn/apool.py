@@ -14,18 +14,21 @@ import os
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from safespawn._aresults import CANCEL_SECONDS, AsyncResults, AsyncStream, Items, Results, pause
 from safespawn._core import dispatch
 from safespawn._core.dispatch import Task
 from safespawn._drive import muster
 from safespawn._drive.async_driver import Home, Latch, find_home, shielded
-from safespawn._drive.crew import BRISK_SECONDS, Crew
+from safespawn._drive.tempo import BRISK_SECONDS
 from safespawn._results import BUFFER, MapJob, call_task, stream_task
 from safespawn._worker import journal as cells
 from safespawn.pool import PoolBase, positive
 from safespawn.pool_errors import PoolClosed, TaskCancelled, WrongLoop
+
+if TYPE_CHECKING:
+    from safespawn._drive.crew import Crew
 
 END_SECONDS = 10.0  # beyond the grace, for the workers to be gone; they are killed long before
 _LOOK_SECONDS = 0.005  # between looks at tasks that are being ended

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from safespawn._core.cpus import usable_cpus
-from safespawn._drive import muster
+from safespawn._drive import loan, muster
 from safespawn._drive.blocking import drive
 from safespawn._drive.crew import Crew
 from safespawn._drive.engine import Engine
@@ -391,14 +391,14 @@ class Pool(ThreadedPool):
         task = call_task(func, tuple(args), dict(kwds), sink, by_value=self._by_value, options=options)
         try:
             with hold() as held:
-                post = crew.lend(task) if task.timeout is None else None
+                post = loan.lend(crew, task) if task.timeout is None else None
                 if post is None:
                     crew.submit(task)
                 else:
-                    crew.exchange(post, task, held)
+                    loan.exchange(crew, post, task, held)
             sink.wait()
         except BaseException:
-            crew.reclaim(task)
+            loan.reclaim(crew, task)
             crew.cancel(task, running=True)
             raise
         return sink.get()
@@ -647,7 +647,7 @@ class Pool(ThreadedPool):
         if self._crew.pid != os.getpid():
             return
         self._crew.terminate()
-        if threading.current_thread() is not self._thread and self._crew.can_wait_for_end():
+        if threading.current_thread() is not self._thread and loan.can_wait_for_end(self._crew):
             self._crew.ended.wait(self._crew.config.grace + 10.0)
 
     def join(self, timeout: float | None = None) -> None:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 _crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
 _hooked: list[int] = []
 
-BRISK_SECONDS = 0.0001  # a task that takes less is waited for awake
-
 
 class Crew:
     """
@@ -312,135 +310,7 @@ class Crew:
                 self.cancel(task, running=True)
         self.maybe_over()
 
-    # --- a caller's own exchange with a worker -----------------------------------------------------------------------
-    def lend(self, task: Task) -> Post | None:
-        """
-        An idle worker for *task*, to which the caller talks directly; None when none is idle, or others wait.
-        """
-        now = time.monotonic()
-        task.thread = threading.get_ident()
-        with self.lock:
-            dispatcher = self.dispatcher
-            if not dispatcher.idle or dispatcher.waiting or self.closing or self.terminating or task.key is not None:
-                return None
-            # The handler of a signal may raise after any call: there is none until all is written down.
-            task.id = dispatcher.submitted = dispatcher.submitted + 1
-            task.seat = seat = dispatcher.idle[-1]
-            seat.state = LENT
-            seat.lender = task
-            seat.tasks[task.id] = task
-            task.state = dispatch.SENT
-            task.submitted = task.sent = now
-            dispatcher.unfinished += 1
-            dispatcher.idle.pop()
-            post: Post = seat.worker
-        self.unwatch_socket(post)
-        return post
-
-    def reclaim(self, task: Task) -> None:
-        """
-        The caller of *task* has been interrupted, wherever that was: if it still has a worker, the pump takes it over.
-        """
-        seat = task.seat
-        if seat is not None and seat.state is LENT and seat.lender is task:
-            post = seat.worker
-            self._hand_over(post)
-            self.pump.call_soon(functools.partial(self.supply, post))
-
-    def can_wait_for_end(self) -> bool:
-        """
-        Whether this thread can wait until the workers are gone. In the handler of a signal it may have interrupted
-        itself with the lock in its hands. A worker that it was lent is taken over.
-        """
-        for seat in self.dispatcher.seats:
-            task = seat.lender
-            if seat.state is LENT and task is not None and task.thread == threading.get_ident():
-                self.reclaim(task)
-        return not self.lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - what Condition uses
-
-    def exchange(self, post: Post, task: Task, held: Any = None) -> bool:
-        """
-        Send *task* and wait for its end, in this thread. Says whether it came to one here: if not, the pump goes on
-        with it, and delivers. Ctrl-C comes while it waits, if it is *held* (`interrupts`), and not while it receives.
-        """
-        try:
-            outbox.send(self, post, [task])
-            pace = self.dispatcher.paces.get(task.function)
-            worker = post.worker
-            brisk = task.sent - worker.last_words < BRISK_SECONDS and pace is not None and pace.average < BRISK_SECONDS
-            awake = brisk and self.tempo.awake
-            if worker.journal is not None and worker.awake is not self.tempo.awake:
-                worker.journal.cells[cells.AWAKE] = worker.awake = self.tempo.awake
-            while True:
-                found = worker.quick_words() if awake else None
-                if found is None:
-                    if held is not None:
-                        held.wait(post.worker.await_words, None)
-                        if post.source is not None and post.source.pending:
-                            held.wait(relay.wait, post.source)
-                    found = post.worker.receive(0)
-                data, fd = found
-                if not data:
-                    break
-                if post.source is not None and post.source.pending:
-                    relay.wait(post.source)
-                results = inbox.take(self, post, data, fd)
-                if results is not None:
-                    worker.last_words = time.monotonic()
-                    if brisk:
-                        self.tempo.note(worker.last_words - task.sent)
-                    self._give_back(post)
-                    for each, outcome, payload, views in results:
-                        inbox.deliver(self, each, outcome, payload, views)
-                    return True
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        except BaseException as error:
-            self._hand_over(post)
-            if isinstance(error, OSError) and post.seat is not None:
-                outbox.not_sent(self, post.seat, post, [task], error)
-                return task.state is dispatch.OVER
-            self.pump.call_soon(functools.partial(doom.doom_task, self, post, task, Doom("cancel")))
-            raise
-        self._hand_over(post)
-        return False
-
-    def _take_from_caller(self, post: Post) -> None:
-        """
-        The pump reads the worker's results again.
-        """
-        with self.lock:
-            seat = post.seat
-            if seat is not None and seat.state is LENT:
-                seat.state = BUSY
-                seat.lender = None  # it would keep the result
-        self.watch_socket(post)
-
-    def _give_back(self, post: Post) -> None:
-        """
-        A caller is through with its worker.
-        """
-        self._take_from_caller(post)
-        self.supply(post)
-        if self.closing:
-            self.maybe_over()
-        if post.ended:
-            self.pump.call_soon(functools.partial(self.bury_if_dead, post))
-
-    def _hand_over(self, post: Post) -> None:
-        """
-        A caller leaves its worker with the task on it.
-        """
-        self._take_from_caller(post)
-        self.pump.call_soon(functools.partial(self.bury_if_dead, post))
-
-    def bury_if_dead(self, post: Post) -> None:
-        """
-        See to a worker that ended while its seat was lent: its caller has handed it over.
-        """
-        if post.ended and post in self.posts:
-            fate.settle(self, post)
-
+    # --- a worker's socket -------------------------------------------------------------------------------------------
     def watch_socket(self, post: Post) -> None:
         """
         Have the pump read the worker's results.
