@@ -310,28 +310,6 @@ class Crew:
                 self.cancel(task, running=True)
         self.maybe_over()
 
-    # --- a worker's socket -------------------------------------------------------------------------------------------
-    def watch_socket(self, post: Post) -> None:
-        """
-        Have the pump read the worker's results.
-        """
-        socket = post.worker.socket
-        if socket is not None and not post.watched and not post.eof:
-            post.watched = True
-            try:
-                self.pump.watch(socket.fileno(), functools.partial(inbox.on_socket, self, post))
-            except (OSError, ValueError):
-                post.watched = False
-
-    def unwatch_socket(self, post: Post) -> None:
-        """
-        The pump no longer reads the worker's results.
-        """
-        socket = post.worker.socket
-        if socket is not None and post.watched:
-            post.watched = False
-            self.pump.unwatch(socket.fileno())
-
     # --- cancelling --------------------------------------------------------------------------------------------------
     def cancel(self, task: Task, *, running: bool) -> bool:
         """

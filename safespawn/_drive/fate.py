@@ -126,7 +126,7 @@ def settle(crew: "Crew", post: Post) -> None:
     crew.posts.discard(post)
     crew.spares[:] = [each for each in crew.spares if each is not post]
     worker = post.worker
-    crew.unwatch_socket(post)
+    inbox.unwatch(crew, post)
     words = last_words(crew, post)
     child = worker.child
     returncode = child.returncode

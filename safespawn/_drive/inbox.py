@@ -45,6 +45,29 @@ _ASIDE = frozenset((START_FAILED, OUTPUT, LOG, LONG))  # LONG: its descriptor fo
 EOF_SECONDS = 5.0  # from the end of a worker's socket to its exit
 
 
+def watch(crew: "Crew", post: Post) -> None:
+    """
+    Have the pump read the worker's results.
+    """
+    socket = post.worker.socket
+    if socket is not None and not post.watched and not post.eof:
+        post.watched = True
+        try:
+            crew.pump.watch(socket.fileno(), functools.partial(on_socket, crew, post))
+        except (OSError, ValueError):
+            post.watched = False
+
+
+def unwatch(crew: "Crew", post: Post) -> None:
+    """
+    The pump no longer reads the worker's results.
+    """
+    socket = post.worker.socket
+    if socket is not None and post.watched:
+        post.watched = False
+        crew.pump.unwatch(socket.fileno())
+
+
 def on_socket(crew: "Crew", post: Post, _events: int) -> None:
     seat = post.seat
     if seat is not None and seat.state is LENT:
@@ -55,12 +78,12 @@ def on_socket(crew: "Crew", post: Post, _events: int) -> None:
         return
     if not data:
         post.eof = True
-        crew.unwatch_socket(post)
+        unwatch(crew, post)
         crew.pump.call_at(time.monotonic() + EOF_SECONDS, functools.partial(fate.end_silent, crew, post))
         return
     source = post.source
     if source is not None and data[0] in _AFTER_RECORDS and source.pending:
-        crew.unwatch_socket(post)
+        unwatch(crew, post)
         post.held = data, fd
         defer(crew.pump, crew.waits, source, functools.partial(resume, crew, post))
     else:
@@ -74,7 +97,7 @@ def resume(crew: "Crew", post: Post) -> None:
     held, post.held = post.held, None
     if held is None:
         return  # it has died, and this was among its last words
-    crew.watch_socket(post)
+    watch(crew, post)
     heard(crew, post, *held)
 
 

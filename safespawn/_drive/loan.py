@@ -46,7 +46,7 @@ def lend(crew: "Crew", task: Task) -> Post | None:
         dispatcher.unfinished += 1
         dispatcher.idle.pop()
         post: Post = seat.worker
-    crew.unwatch_socket(post)
+    inbox.unwatch(crew, post)
     return post
 
 
@@ -130,7 +130,7 @@ def _take_from_caller(crew: "Crew", post: Post) -> None:
         if seat is not None and seat.state is LENT:
             seat.state = BUSY
             seat.lender = None  # it would keep the result
-    crew.watch_socket(post)
+    inbox.watch(crew, post)
 
 
 def _give_back(crew: "Crew", post: Post) -> None:

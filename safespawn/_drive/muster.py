@@ -19,7 +19,7 @@ from safespawn._core.dispatch import BUSY, EMPTY, ENDING, IDLE, LENT, PREPARING,
 from safespawn._core.explain import spawn_error
 from safespawn._core.flow import Flow
 from safespawn._core.procfs import oom_kills
-from safespawn._drive import board, doom, fate
+from safespawn._drive import board, doom, fate, inbox
 from safespawn._drive.levels import current_levels
 from safespawn._drive.post import Post
 from safespawn._drive.relay import relay
@@ -270,7 +270,7 @@ def take_seat(crew: "Crew", seat: Seat, post: Post) -> None:
         post.start_error = spawn_error(error.errno or 0, None, stage="fds", argv=(b"worker",))
         fate.kill(crew, post, 0.0)
         return
-    crew.watch_socket(post)
+    inbox.watch(crew, post)
 
 
 def publish(crew: "Crew", post: Post, index: int, cells: tuple[int, int]) -> None:
