@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from safespawn._aresults import CANCEL_SECONDS, AsyncResults, AsyncStream, Items, Results, pause
 from safespawn._core import dispatch
 from safespawn._core.dispatch import Task
-from safespawn._drive import muster
+from safespawn._drive import ending, muster
 from safespawn._drive.async_driver import Home, Latch, find_home, shielded
 from safespawn._drive.tempo import BRISK_SECONDS
 from safespawn._results import BUFFER, MapJob, call_task, stream_task
@@ -117,7 +117,7 @@ class AsyncPool(PoolBase):
                 task_status.started()
                 await crew.pump.arun()
         finally:
-            crew.release()
+            ending.release(crew)
             crew.ended.set()
             self._ended.set()
 

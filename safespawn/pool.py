@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from safespawn._core.cpus import usable_cpus
-from safespawn._drive import loan, muster
+from safespawn._drive import ending, loan, muster
 from safespawn._drive.blocking import drive
 from safespawn._drive.crew import Crew
 from safespawn._drive.engine import Engine
@@ -701,9 +701,9 @@ def _serve(crew: Crew) -> None:
     try:
         crew.pump.run()
     except BaseException as error:  # noqa: BLE001 - somebody has closed its descriptors, say
-        crew.lose_pump(error)
+        ending.lose_pump(crew, error)
     finally:
-        crew.release()
+        ending.release(crew)
         crew.ended.set()
         crew.gone = True
 

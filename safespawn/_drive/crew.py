@@ -1,13 +1,13 @@
 """
-The engine of a pool: its workers, what they are sent, and what becomes of them.
+The engine of a pool: its workers, and what its faces ask of it.
 
 Everything that waits is done by one pump, in a thread (`Pool`) or in a task (`AsyncPool`). Whoever submits a task sends
 it to an idle worker himself, so a task costs no wake-up of the pump; the pump takes the results and keeps the workers
 supplied. Decisions are made by `_core.dispatch` under a short lock; what comes of them is done after it.
 
-A worker's death is told by its lifeline, never guessed from its socket. Then, in this order: what lies unread in its
-socket is taken, the results that it had written down but not sent, the task that it ran fails with what is known, those
-that it had not begun go to other workers, and the seat gets a new worker.
+What is done is told in modules of their own, whose functions take the crew: `muster`, the workers come; `outbox`, what
+they are sent; `inbox`, what they say; `loan`, a caller talks to one directly; `doom`, a task is ended before its time;
+`fate`, a worker goes; `ending`, the pool ends.
 
 Runs in: application.
 """
@@ -15,31 +15,31 @@ Runs in: application.
 import copy
 import functools
 import os
-import signal
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from safespawn._core import dispatch
-from safespawn._core.dispatch import BUSY, LENT, STARTING, STREAM, Dispatcher, Seat, Source, Task
+from safespawn._core.dispatch import BUSY, LENT, STREAM, Dispatcher, Seat, Source, Task
 from safespawn._core.flow import Flow
-from safespawn._drive import doom, fate, inbox, muster, outbox
+from safespawn._drive import doom, ending, inbox, muster, outbox
 from safespawn._drive.interrupts import hold
 from safespawn._drive.ledger import Ledger
 from safespawn._drive.post import CrewConfig, Doom, PoolEvent, Post
 from safespawn._drive.pump import Pump
-from safespawn._drive.relay import SLOW_SECONDS, relay, report
+from safespawn._drive.relay import report
 from safespawn._drive.tempo import Tempo
 from safespawn._worker import current
 from safespawn._worker import journal as cells
 from safespawn._worker.arena import Arena
-from safespawn.errors import BrokenError, ForeignCopy
+from safespawn.errors import ForeignCopy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from safespawn._drive.board import Row
 
 _crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
@@ -57,10 +57,10 @@ class Crew:
         self.pid: int = os.getpid()
         self.lock: threading.RLock = threading.RLock()
         self.dispatcher: Dispatcher = Dispatcher(config.size)
-        self.pump: Pump = Pump(self._on_trouble)
+        self.pump: Pump = Pump(functools.partial(ending.on_trouble, self))
         self.arena: Arena = Arena()
         self.tempo: Tempo = Tempo()
-        self._ledgers: list[Ledger] = []
+        self.ledgers: list[Ledger] = []
         self.posts: set[Post] = set()
         self.spares: list[Post] = []
         self.closing: bool = False  # no new tasks
@@ -343,7 +343,7 @@ class Crew:
         """
         from safespawn.pool_errors import TaskCancelled
 
-        tasks, sources = self._drain()
+        tasks, sources = self.drain()
         self.counts["cancelled"] += len(tasks)
         for source in sources:
             source.fail(TaskCancelled(task=dispatch.describe(source.function)))
@@ -351,7 +351,7 @@ class Crew:
             inbox.fail(self, task, TaskCancelled(task=task.label, task_id=task.id))
         self.maybe_over()
 
-    def _drain(self, *, sent: bool = False) -> tuple[list[Task], list[Any]]:
+    def drain(self, *, sent: bool = False) -> tuple[list[Task], list[Any]]:
         """
         Take the tasks and the sources out of the queues; with *sent* the tasks of the workers as well.
         """
@@ -369,7 +369,7 @@ class Crew:
                 self.dispatcher.count_out(source)
         return tasks, sources
 
-    # --- the end, from any thread ------------------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------------------------------
     def close(self) -> None:
         """
         No more tasks; the workers go when all is done.
@@ -386,7 +386,7 @@ class Crew:
         """
         with self.lock:
             self.closing = True
-        self.pump.call_soon(self._terminate)
+        self.pump.call_soon(functools.partial(ending.terminate, self))
 
     def disband(self, error: BaseException) -> bool:
         """
@@ -397,7 +397,7 @@ class Crew:
         with self.lock:
             self.broken = self.broken or error
             self.closing = self.terminating = True
-        self.pump.call_soon(self._terminate)
+        self.pump.call_soon(functools.partial(ending.terminate, self))
         return True
 
     def is_gone(self) -> bool:
@@ -407,144 +407,6 @@ class Crew:
         if self.thread:
             return self.gone or self.thread == threading.get_ident()
         return self.ended.is_set()
-
-    # --- where the pump runs -----------------------------------------------------------------------------------------
-    def maybe_over(self) -> None:
-        """
-        After close, when no task is left: have the pump look whether this is the end.
-        """
-        if self.closing and not self.dispatcher.unfinished:
-            self.pump.call_soon(self.check_end)
-
-    def check_end(self) -> None:
-        """
-        After close: the workers go when all is done; the pump when they have gone.
-        """
-        if not self.closing:
-            return
-        if self.terminating or not self.dispatcher.unfinished or not self.started:
-            for post in list(self.posts):
-                seat = post.seat
-                if seat is not None and seat.state is LENT:
-                    continue
-                fate.retire(self, post)
-            starting = any(seat.state is STARTING for seat in self.dispatcher.seats)
-            if not self.posts and not starting and not self.booting:
-                self._finished()
-
-    def end_error(self) -> BaseException:
-        """
-        What a task gets that comes too late, or was under way when the pool ended.
-        """
-        if self.broken is not None:
-            error = copy.copy(self.broken)
-            error.__cause__ = self.broken.__cause__
-            return error
-        from safespawn.pool_errors import PoolClosed
-
-        return PoolClosed(f"pool {self.config.name!r}")
-
-    def _terminate(self) -> None:
-        with self.lock:
-            self.terminating = True
-        self.fail_all(self.end_error)
-        for post in list(self.posts):
-            if post.stopping:
-                if post.worker.child.status is None and not post.ended:
-                    post.worker.signal(signal.SIGKILL, whole=post.worker.orphan_fd < 0)
-                continue
-            post.stopping = True
-            fate.kill(
-                self, post, fate.TERM_SECONDS if post.seat is not None and post.seat.state in (BUSY, LENT) else 0.0
-            )
-        self.check_end()
-
-    def fail_all(self, make: Callable[[], BaseException]) -> None:
-        """
-        Every task that is queued or runs has no result.
-        """
-        tasks, sources = self._drain(sent=True)
-        for source in sources:
-            source.fail(make())
-        for task in tasks:
-            inbox.fail(self, task, make())
-
-    def break_down(self, error: BaseException) -> None:
-        """
-        The pool cannot go on.
-        """
-        if self.broken is None:
-            self.broken = error
-            if self.row is not None:
-                self.row.update(state="broken")
-            self.note_event("broken", None, str(error))
-        with self.lock:
-            self.terminating = True
-        self.fail_all(self.end_error)
-        for post in list(self.posts):
-            if not post.stopping:
-                post.stopping = True
-                fate.kill(self, post, 0.0)
-        if self.closing:
-            self.check_end()
-
-    def _on_trouble(self, error: BaseException) -> None:
-        """
-        A bug of ours, or no memory left: nobody shall wait for ever.
-        """
-        report(error)
-        if not self.pump.stopped:
-            self.break_down(self._engine_error(error))
-
-    def _engine_error(self, error: BaseException) -> BrokenError:
-        broken = BrokenError(f"the engine of pool {self.config.name!r} has failed: {type(error).__name__}: {error}")
-        broken.__cause__ = error
-        return broken
-
-    def _finished(self) -> None:
-        if self.ended.is_set():
-            return
-        self.pump.stopped = True
-        self.arena.close()
-        self.ended.set()
-        for action in self.on_ended:
-            action()
-
-    def lose_pump(self, error: BaseException) -> None:
-        """
-        The pump cannot go on: nobody shall wait for it.
-        """
-        report(error)
-        self.broken = self.broken or self._engine_error(error)
-        with self.lock:
-            self.closing = self.terminating = True
-            lent = [seat for seat in self.dispatcher.seats if seat.state is LENT]
-            for seat in lent:
-                seat.state = BUSY  # its caller, who reads the socket, is woken, and finds that it has failed
-        self.fail_all(self.end_error)
-        for post in list(self.posts):
-            post.worker.shut()
-
-    def release(self) -> None:
-        """
-        After the pump has ended: let go of its descriptors.
-        """
-        for post in list(self.posts):  # it ended early: closing the lifelines ends them
-            post.worker.child.connection.zygote.discard(post.worker.child.connection)
-            fate.forget_words(post)
-            post.worker.close()
-        self.posts.clear()
-        if self.row is not None:
-            self.row.withdraw()
-        for ledger in self._ledgers:
-            ledger.close()
-        if self.config.inheritance is not None:
-            self.config.inheritance.close()
-            self.config.inheritance = None
-        self.pump.close()
-        if self.wake_fd >= 0:
-            self.wake_fd = -1
-            relay.let_go(SLOW_SECONDS if self.thread else 0.0)  # an event loop does not wait
 
     # --- facts -------------------------------------------------------------------------------------------------------
     def note_event(self, kind: str, post: Post | None, detail: str) -> None:
@@ -617,9 +479,26 @@ class Crew:
         """
         Memory with room for a journal.
         """
-        if not self._ledgers or self._ledgers[-1].is_full:
-            self._ledgers.append(Ledger(2 * (self.config.size + self.config.spares) + 8))  # some die, others come
-        return self._ledgers[-1]
+        if not self.ledgers or self.ledgers[-1].is_full:
+            self.ledgers.append(Ledger(2 * (self.config.size + self.config.spares) + 8))  # some die, others come
+        return self.ledgers[-1]
+
+    def forget_in_copy(self) -> None:
+        """
+        In a forked copy of the application: everything here is the original's.
+        """
+        self.closing = True
+        self.lock = threading.RLock()  # a thread that is not here may hold the other one
+        for post in self.posts:
+            if post.worker.socket is not None:
+                post.worker.socket.close()
+                post.worker.socket = None
+        self.posts = set()
+        self.wake_fd = -1
+        try:
+            self.pump.forget_in_copy()
+        except OSError:
+            pass  # it was being closed at the fork
 
     # --- what one module asks of another by the crew ------------------------------------------------------------------
     def supply(self, post: Post) -> None:
@@ -640,22 +519,35 @@ class Crew:
         """
         outbox.credit(self, task, count)
 
-    def forget_in_copy(self) -> None:
+    def maybe_over(self) -> None:
         """
-        In a forked copy of the application: everything here is the original's.
+        After close, when no task is left: have the pump look whether this is the end.
         """
-        self.closing = True
-        self.lock = threading.RLock()  # a thread that is not here may hold the other one
-        for post in self.posts:
-            if post.worker.socket is not None:
-                post.worker.socket.close()
-                post.worker.socket = None
-        self.posts = set()
-        self.wake_fd = -1
-        try:
-            self.pump.forget_in_copy()
-        except OSError:
-            pass  # it was being closed at the fork
+        ending.maybe_over(self)
+
+    def check_end(self) -> None:
+        """
+        After close: the workers go when all is done; the pump when they have gone.
+        """
+        ending.check_end(self)
+
+    def end_error(self) -> BaseException:
+        """
+        What a task gets that comes too late, or was under way when the pool ended.
+        """
+        return ending.end_error(self)
+
+    def fail_all(self, make: "Callable[[], BaseException]") -> None:
+        """
+        Every task that is queued or runs has no result.
+        """
+        ending.fail_all(self, make)
+
+    def break_down(self, error: BaseException) -> None:
+        """
+        The pool cannot go on.
+        """
+        ending.break_down(self, error)
 
 
 def _forget_in_copy() -> None:
