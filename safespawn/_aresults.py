@@ -16,7 +16,7 @@ from typing import Any, Self
 from safespawn._core.dispatch import EACH, Task
 from safespawn._drive.async_driver import Home, Latch, shielded
 from safespawn._drive.crew import Crew
-from safespawn._results import pace_key
+from safespawn._tasks import pace_key
 from safespawn._worker.payload import Repeated
 from safespawn.pool_errors import UnpicklableTask
 

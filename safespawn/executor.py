@@ -28,7 +28,7 @@ from typing import Any
 from safespawn._core import dispatch
 from safespawn._core.dispatch import EACH_STAR, Task
 from safespawn._drive.crew import Crew
-from safespawn._results import call_task, pace_key
+from safespawn._tasks import call_task, pace_key
 from safespawn._worker import journal as cells
 from safespawn._worker.payload import pack
 from safespawn.errors import BadArgument, BadArgumentType

@@ -30,16 +30,11 @@ from safespawn._drive.interrupts import hold
 from safespawn._drive.post import CrewConfig, PoolEvent
 from safespawn._drive.template import TemplateKey
 from safespawn._drive.worker import Inheritance
-from safespawn._results import (
-    AsyncResult,
-    Direct,
-    MapJob,
-    ResultIterator,
-    Stream,
-    WeakSink,
-    call_task,
-    stream_task,
-)
+from safespawn._imap import ResultIterator
+from safespawn._maps import MapJob
+from safespawn._results import AsyncResult, Direct
+from safespawn._stream import Stream, WeakSink
+from safespawn._tasks import call_task, stream_task
 from safespawn._worker import current, main_module
 from safespawn._worker.carried import Carrier, Variable
 from safespawn._worker.payload import pack

@@ -97,6 +97,6 @@ def test_a_task_that_fails(context) -> None:
             pool.apply(otel.carry(fail, context=context))
         assert pool.apply(current_trace) == NO_TRACE
     from safespawn._core.dispatch import describe
-    from safespawn._results import pace_key
+    from safespawn._tasks import pace_key
 
     assert describe(pace_key(otel.carry(fail))).endswith("test_otel.fail")

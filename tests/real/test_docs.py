@@ -152,7 +152,7 @@ def test_every_option_of_a_pool_is_documented() -> None:
     """docs/pools.md has a row for each parameter of a pool and each option of a task."""
     import inspect
 
-    from safespawn._results import _OPTIONS
+    from safespawn._tasks import _OPTIONS
     from safespawn.pool import Pool, PoolBase
 
     options = {*inspect.signature(PoolBase).parameters, *Pool.imap.__kwdefaults__, *_OPTIONS}

@@ -9,7 +9,7 @@ from collections import deque
 import pytest
 
 from safespawn._core.dispatch import describe
-from safespawn._results import pace_key
+from safespawn._tasks import pace_key
 
 
 class Adder:
