@@ -35,7 +35,8 @@ from safespawn._worker.messages import (
     SETUP_FAILED,
     START_FAILED,
 )
-from safespawn._worker.payload import unpack, unpack_error
+from safespawn._worker.payload import unpack
+from safespawn._worker.raised import unpack_error
 
 if TYPE_CHECKING:
     from safespawn._drive.crew import Crew

@@ -29,7 +29,8 @@ from safespawn._drive.output import Lines
 from safespawn._drive.relay import Source, defer, relay
 from safespawn._drive.worker import Worker, start_error
 from safespawn._worker.messages import LOG, RAISED, READY, SETUP_FAILED, START_FAILED
-from safespawn._worker.payload import unpack, unpack_error
+from safespawn._worker.payload import unpack
+from safespawn._worker.raised import unpack_error
 from safespawn.errors import SafespawnError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from struct import Struct
 INLINE_BYTES = 32 * 1024  # a larger payload goes into a segment; two batches of it fit the smallest socket buffer
 BATCH_BYTES = 48 * 1024  # of one datagram with many tasks or results
 RECEIVE_BYTES = 64 * 1024  # a longer message goes as LONG
+PICKLE_PROTOCOL = 5  # the first with buffers out of band
 
 # --- application to worker -------------------------------------------------------------------------------------------
 JOURNAL = 0  # first: the slot of the journal, with the descriptors of the memory and of the eventfd for log records

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 from safespawn._worker import current, journal, within
 from safespawn._worker.messages import RAISED, READY, SETUP, SETUP_FAILED
-from safespawn._worker.payload import pack, pack_error
+from safespawn._worker.payload import pack
+from safespawn._worker.raised import pack_error
 from safespawn._worker.stdio import flush_stdio
 from safespawn._worker.worker import Gone, Worker
 

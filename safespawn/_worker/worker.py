@@ -59,7 +59,8 @@ from safespawn._worker.messages import (
     read_long,
     write_long,
 )
-from safespawn._worker.payload import pack, pack_error, unpack
+from safespawn._worker.payload import pack, unpack
+from safespawn._worker.raised import pack_error
 from safespawn._worker.stdio import StderrTee, flush_stdio
 
 FLUSH_SECONDS = 0.001

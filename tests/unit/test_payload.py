@@ -15,7 +15,8 @@ import pytest
 
 from safespawn import pool_errors
 from safespawn._worker import payload
-from safespawn._worker.payload import OUT_OF_BAND_BYTES, Repeated, pack, pack_error, unpack, unpack_error
+from safespawn._worker.payload import OUT_OF_BAND_BYTES, Repeated, pack, unpack
+from safespawn._worker.raised import pack_error, unpack_error
 
 
 @pytest.fixture
@@ -598,10 +599,11 @@ def test_the_class_of_the_cause_can_be_chosen():
     assert "ValueError: x" in str(back.__cause__)
 
 
-def test_the_module_is_light():
-    """Importing it brings nothing that a task would have to pay for; that comes when something goes wrong."""
+def test_the_modules_are_light():
+    """Importing them brings nothing that a task would have to pay for; that comes when something goes wrong."""
     heavy = "traceback multiprocessing concurrent.futures attr anyio safespawn.pool_errors cloudpickle"
-    code = f"import sys; import safespawn._worker.payload; print([m for m in {heavy.split()} if m in sys.modules])"
+    modules = "safespawn._worker.payload, safespawn._worker.raised"
+    code = f"import sys, {modules}; print([m for m in {heavy.split()} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
