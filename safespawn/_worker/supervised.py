@@ -18,7 +18,7 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-from safespawn._worker import current, journal, within
+from safespawn._worker import current, journal, settling, within
 from safespawn._worker.messages import RAISED, READY, SETUP, SETUP_FAILED
 from safespawn._worker.payload import pack
 from safespawn._worker.raised import pack_error
@@ -62,7 +62,7 @@ class Supervised(Worker):
         if kind != SETUP:
             return 2
         try:
-            self.set_up(body, fd)
+            settling.set_up(self, body, fd)
             current.worker = None  # it is none: it has no pool
             data, parts = body["target"]
             target, arguments, keywords = self.unpack(data, [memoryview(part) for part in parts])

@@ -1,7 +1,7 @@
 """
 A worker: a Python process that runs one task after the other, and says what became of each.
 
-Its life: `live` makes a fresh fork of the template into a process of its own, `Worker.serve` reads messages, one by
+Its life: `live` has a fresh fork of the template settle as a process of its own, `Worker.serve` reads messages, one by
 one, until STOP or the end of the application. There is one thread, this one; what a task starts is the task's.
 
 Results are written into the journal before the next task begins, and sent when the batch is through or a millisecond
@@ -14,12 +14,9 @@ Never: uses stdin, stdout or stderr for anything of its own; waits for anybody b
 import _socket
 import array
 import errno
-import fcntl
-import io
 import marshal
 import os
 import select
-import signal
 import sys
 import time
 from collections import deque
@@ -28,7 +25,7 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from safespawn._core.dispatch import CALL, EACH, EACH_STAR, describe
-from safespawn._worker import current, elsewhere, journal, main_module, process
+from safespawn._worker import current, journal, process, settling
 from safespawn._worker.arena import Arena, receive
 from safespawn._worker.journal import Journal
 from safespawn._worker.messages import (
@@ -39,13 +36,11 @@ from safespawn._worker.messages import (
     DONE,
     FREED,
     INLINE_BYTES,
-    INTERRUPT_SIGNAL,
     ITEM,
     JOURNAL,
     LEVELS,
     LOG,
     LONG,
-    OUTPUT,
     RAISED,
     READY,
     RECEIVE_BYTES,
@@ -53,7 +48,6 @@ from safespawn._worker.messages import (
     RELEASED,
     SETUP,
     SETUP_FAILED,
-    STACKS_SIGNAL,
     STOP,
     TASKS,
     read_long,
@@ -61,14 +55,11 @@ from safespawn._worker.messages import (
 )
 from safespawn._worker.payload import pack, unpack
 from safespawn._worker.raised import pack_error
-from safespawn._worker.stdio import StderrTee, flush_stdio
+from safespawn._worker.stdio import flush_stdio
 
 FLUSH_SECONDS = 0.001
 BRISK_SECONDS = 0.00015  # from one message to the next
 LOOKS = 40  # before a wait, about a microsecond each
-PIPE_BYTES = 1024 * 1024  # of output that the application has not read
-_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, linux/fcntl.h
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _FDS_BYTES = _socket.CMSG_SPACE(2 * 4)
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK))
 _KEEP_TEXT_BYTES = 32 * 1024  # of old dumps: then the next one is written over the first
@@ -96,7 +87,7 @@ def live(born: Any, system: Any) -> NoReturn:
     """
     code = 1
     try:
-        settle(born)
+        settling.settle(born)
         if born.kind == b"process":
             code = process.main(born.task_fd)
         else:
@@ -116,51 +107,6 @@ def live(born: Any, system: Any) -> NoReturn:
     finally:
         flush_stdio()
         os._exit(code)
-
-
-def settle(born: Any) -> None:
-    """
-    Make a fork of the template a process of its own: environment, name, random numbers, exit functions.
-    """
-    take_environment(born.env)
-    set_name(born.name)
-    import atexit
-
-    atexit._clear()  # noqa: SLF001 - those of the template's modules were not asked for by this process
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:  # `random` itself is reseeded by Python, in every fork
-        numpy_random.seed()
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
-
-
-def take_environment(env: dict[bytes, bytes]) -> None:
-    """
-    Have *env* as the environment. Only what differs is written: most of it is the template's too, and each variable
-    that is written anew is a page that this process has to copy.
-    """
-    environ = os.environb
-    own = dict(os.environ._data)  # type: ignore[attr-defined]  # noqa: SLF001 - the bytes, as they are
-    for name in own.keys() - env.keys():
-        del environ[name]
-    for name, value in env.items():
-        if own.get(name) != value:
-            environ[name] = value
-    if own.get(b"TZ") != env.get(b"TZ"):
-        time.tzset()
-
-
-def set_name(name: bytes) -> None:
-    """
-    What ps shows.
-    """
-    try:
-        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return  # a /proc mounted read-only: it keeps the template's name
-    try:
-        os.write(fd, name[:15])
-    finally:
-        os.close(fd)
 
 
 class Worker:
@@ -278,7 +224,7 @@ class Worker:
         if kind != SETUP:
             return 2
         try:
-            self.set_up(body, fd)
+            settling.set_up(self, body, fd)
         except Gone:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever an initializer raises is told
@@ -298,42 +244,6 @@ class Worker:
                 self.dispatch(*self.receive())
         self.finish()
         return 0
-
-    def set_up(self, body: dict[str, Any], fd: int) -> None:
-        """
-        Become what the application says.
-        """
-        sys.path[:] = body["path"]
-        elsewhere.install(body["elsewhere"])
-        sys.argv[:] = body["argv"]
-        current.worker = current.CurrentWorker(body["pool"], body["index"], os.getpid())
-        if body["cpus"] is not None:
-            os.sched_setaffinity(0, body["cpus"])
-        if body["is_spare"]:
-            set_name(f"{body['pool']}-{body['index']}".encode(errors="replace"))
-        main_module.install(body["main"])
-        import faulthandler
-
-        faulthandler.enable(self.text_fd)
-        faulthandler.register(STACKS_SIGNAL, self.text_fd, all_threads=True, chain=False)
-        signal.signal(INTERRUPT_SIGNAL, self.interrupt)
-        if sys.stderr is not None:
-            tee: Any = StderrTee(self.journal.note_stderr)
-            sys.stderr = io.TextIOWrapper(
-                tee,
-                encoding=getattr(sys.stderr, "encoding", "utf-8"), errors="backslashreplace", write_through=True,
-            )  # fmt: skip
-        if body.get("output") is not None:
-            self.redirect(*body["output"])
-        if body.get("levels") is not None:
-            self.set_logging(body["levels"], relayed=body["logging"] == "relay")
-        process.pose(body["pool"], body["index"], body["authkey"], body["application"])
-        self.finalizer = None if body["finalizer"] is None else unpack(body["finalizer"])
-        if body["initializer"] is not None:
-            views = self.views(fd, body["initializer"]) if fd >= 0 else [body["initializer"]]
-            call: Any = self.unpack(views[0], views[1:])
-            function, arguments = call
-            function(*arguments)
 
     def unpack(self, payload: Any, buffers: Any) -> Any:
         """
@@ -366,53 +276,6 @@ class Worker:
             return receive(fd, number, size, spans, self.freed.append)
         finally:
             os.close(fd)
-
-    def redirect(self, mode: str, where: bytes) -> None:
-        """
-        Have descriptors 1 and 2 go elsewhere: for Python, for C code, and for what is started here.
-
-        Args:
-            mode: "file", or what the application does with it.
-            where: The file; else the token that marks the ends of calls.
-        """
-        if mode == "file":
-            path = where.replace(b"{worker}", str(current.worker.index).encode() if current.worker else b"")
-            fd = os.open(path.replace(b"{pid}", str(os.getpid()).encode()), _APPEND, 0o666)
-            os.dup2(fd, 1)
-            os.dup2(fd, 2)
-            os.close(fd)
-        else:
-            for stream in (1, 2):
-                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-                try:
-                    fcntl.fcntl(write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
-                except OSError:
-                    pass  # the user's pipes have no more room: the usual size will do
-                os.dup2(write_fd, stream)
-                os.close(write_fd)
-                self.send(OUTPUT, stream, read_fd)
-                os.close(read_fd)
-        if mode == "return":
-            from safespawn._worker import carried
-
-            carried.capturing[:] = [carried.Capture(where)]
-        stdout: Any = sys.stdout
-        if stdout is not None:
-            stdout.reconfigure(line_buffering=True)
-
-    def set_logging(self, levels: Any, *, relayed: bool) -> None:
-        """
-        Log at the application's levels; *relayed*: to its handlers.
-        """
-        from safespawn._worker import logs
-
-        if relayed and self.wake_fd >= 0:
-            cells = self.cells
-            relay = logs.Relay(
-                self.journal.ring, self.wake_fd, lambda: cells[journal.RUNNING], self.send_log, self.journal.note_stderr
-            )  # fmt: skip
-            relay.install()
-        logs.set_levels(levels)
 
     def send_log(self, record: bytes) -> None:
         """
