@@ -24,9 +24,9 @@ from safespawn._drive.async_driver import Home, Latch, find_home, shielded
 from safespawn._drive.tempo import BRISK_SECONDS
 from safespawn._imap import BUFFER
 from safespawn._maps import MapJob
+from safespawn._pool_base import PoolBase, positive
 from safespawn._tasks import call_task, stream_task
 from safespawn._worker import journal as cells
-from safespawn.pool import PoolBase, positive
 from safespawn.pool_errors import PoolClosed, TaskCancelled, WrongLoop
 
 if TYPE_CHECKING:

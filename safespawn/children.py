@@ -33,10 +33,10 @@ from safespawn._core.terms import (
 )
 from safespawn._drive.charge import Charge
 from safespawn._drive.keeper import Keeper
+from safespawn._pool_base import checked_preload
 from safespawn._worker import current, main_module
 from safespawn._worker.payload import pack
 from safespawn.errors import BadArgument, BadArgumentType, ForeignCopy, UnsupportedOption
-from safespawn.pool import checked_preload
 
 if TYPE_CHECKING:
     from safespawn._family import Family
