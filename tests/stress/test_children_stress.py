@@ -13,7 +13,7 @@ import pytest
 
 import safespawn
 from support import child_tasks, pool_tasks
-from support.applications import Application, Census
+from support.applications import Application, kill_many_times
 from support.children import program, reap_orphans, survivors
 
 ROUNDS = int(os.environ.get("SAFESPAWN_STRESS_ROUNDS", "100"))
@@ -78,18 +78,7 @@ def test_a_thousand_stops_of_all_at_once():
 @pytest.mark.stress
 def test_a_killed_application_leaves_no_child():
     """After kill -9 of an application with stubborn children of every kind all are gone within 2 s."""
-    took = []
-    for _ in range(ROUNDS):
-        census = Census()
-        with Application("children_app", "kill", stdin=subprocess.PIPE) as app:
-            app.line(60)
-            began = time.monotonic()
-            app.signal()
-            app.process.wait()
-            assert census.gone(GONE_SECONDS) == {}
-            took.append(time.monotonic() - began)
-    took.sort()
-    print(f"{ROUNDS} rounds: gone after {took[len(took) // 2]:.2f} s (median), {took[-1]:.2f} s (slowest)")
+    kill_many_times(ROUNDS, GONE_SECONDS, "children_app", "kill")
 
 
 @pytest.mark.stress

@@ -1,11 +1,10 @@
 """Pools for minutes: levels of memory and descriptors, and every fault many times over."""
 
 import json
-import signal
 
 import pytest
 
-from support.applications import Application, Census
+from support.applications import Application, Census, kill_many_times
 
 pytestmark = pytest.mark.stress
 MEGABYTE = 1 << 20
@@ -57,13 +56,7 @@ def test_a_hundred_exits(how):
 
 def test_a_hundred_kills_of_the_application():
     """SIGKILL of an application with busy workers, a hundred times: they are gone within 2 s."""
-    for _ in range(100):
-        census = Census()
-        with Application("pool_life", "alive", stdin=-1) as app:
-            app.facts()
-            app.signal(signal.SIGKILL)
-            app.process.wait()
-            assert census.gone(2.0) == {}
+    kill_many_times(100, 2.0, "pool_life", "alive")
 
 
 @pytest.mark.parametrize("victims", ["worker", "worker,template,zygote", "interrupt"])

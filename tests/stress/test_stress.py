@@ -1,13 +1,11 @@
 """Minutes of load; `-s` shows the figures."""
 
 import os
-import subprocess
-import time
 
 import pytest
 
 from race.test_nemesis import let_loose
-from support.applications import Application, Census
+from support.applications import Application, Census, kill_many_times
 
 pytestmark = pytest.mark.stress
 
@@ -20,19 +18,7 @@ RESIDENT_KIB = 1024
 
 def test_a_killed_application_leaves_nobody():
     """After kill -9 of an application with 100 running commands, half of them stubborn, all are gone within 2 s."""
-    took = []
-    for _ in range(ROUNDS):
-        census = Census()
-        with Application("fault_crowd", CROWD, stdin=subprocess.PIPE) as app:
-            assert app.line(60) == "ready"
-            assert len(census.strangers()) > CROWD
-            began = time.monotonic()
-            app.signal()
-            app.process.wait()
-            assert census.gone(GONE_SECONDS) == {}
-            took.append(time.monotonic() - began)
-    took.sort()
-    print(f"{ROUNDS} rounds of {CROWD}: gone after {took[len(took) // 2]:.2f} s (median), {took[-1]:.2f} s (slowest)")
+    kill_many_times(ROUNDS, GONE_SECONDS, "fault_crowd", CROWD, crowd=CROWD)
 
 
 def test_ten_thousand_children_leave_the_zygote_as_it_was():

@@ -132,3 +132,29 @@ class Census:
         while (left := self.strangers()) and time.monotonic() < deadline:
             time.sleep(0.002)
         return left
+
+
+def kill_many_times(rounds, seconds, name, *arguments, crowd=0):
+    """
+    Kill the program *name* when it says its first line, over and over: whoever it has started is gone *seconds* later.
+
+    Args:
+        rounds: How often.
+        seconds: For them to be gone.
+        name: As for `Application`.
+        *arguments: As for `Application`.
+        crowd: So many processes at least that it has started.
+    """
+    took = []
+    for _ in range(rounds):
+        census = Census()
+        with Application(name, *arguments, stdin=subprocess.PIPE) as app:
+            app.line(60)
+            assert len(census.strangers()) > crowd
+            began = time.monotonic()
+            app.signal()
+            app.process.wait()
+            assert census.gone(seconds) == {}
+            took.append(time.monotonic() - began)
+    took.sort()
+    print(f"{rounds} rounds: gone after {took[len(took) // 2]:.2f} s (median), {took[-1]:.2f} s (slowest)")
