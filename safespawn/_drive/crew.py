@@ -18,7 +18,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from safespawn._drive.board import Row
-
-_crews: "weakref.WeakSet[Crew]" = weakref.WeakSet()
-_hooked: list[int] = []
 
 
 class Crew:
@@ -93,11 +89,7 @@ class Crew:
         self.failures = 0
         self.oom_kills: int | None = None  # in this control group, as last seen
         self.crashes: deque[float] = deque()
-        _crews.add(self)
         engine.crews.add(self)
-        if not _hooked:
-            _hooked.append(self.pid)
-            os.register_at_fork(after_in_child=_forget_in_copy)
 
     # --- from the faces, any thread ----------------------------------------------------------------------------------
     def check(self) -> None:
@@ -548,9 +540,3 @@ class Crew:
         The pool cannot go on.
         """
         ending.break_down(self, error)
-
-
-def _forget_in_copy() -> None:
-    for crew in list(_crews):
-        if crew.pid != os.getpid():
-            crew.forget_in_copy()

@@ -466,6 +466,9 @@ class Engine:
         """
         In a forked copy: what there is belongs to the original. Close the copies, and begin anew.
         """
+        for crew in list(self.crews):
+            if crew.pid != os.getpid():  # after a fork that skipped Python's hooks it may be the copy's own
+                crew.forget_in_copy()
         for generation in (*self.zygotes, *self.templates):
             generation.forget_in_copy()
         self._reset()
