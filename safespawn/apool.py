@@ -97,26 +97,27 @@ class AsyncPool(PoolBase):
         self._group = anyio.create_task_group()
         self._crew.on_ended.append(self._ended.set)
         await self._group.__aenter__()
+        # Not `start`: cancelled in there it would wait for the end of that task, which is shielded. What is started
+        # here is in its shield before it waits for the first time.
+        self._group.start_soon(self._serve)
         try:
-            await self._group.start(self._serve)
+            self._crew.warm()
+            if self._eager is not None:
+                self._crew.start(main=muster.is_main(self._eager))
         except BaseException as error:
-            self._crew.closing = True
-            self._group.cancel_scope.cancel()
+            self._crew.terminate()
+            self._stop_pump()
             await self._group.__aexit__(type(error), error, error.__traceback__)
             raise
-        self._crew.warm()
-        if self._eager is not None:
-            self._crew.start(main=muster.is_main(self._eager))
         return self
 
-    async def _serve(self, *, task_status: Any) -> None:
+    async def _serve(self) -> None:
         """
         The task that serves the pool. It ends when the workers have gone.
         """
         crew = self._crew
         try:
             with shielded():
-                task_status.started()
                 await crew.pump.arun()
         finally:
             ending.release(crew)
@@ -137,9 +138,15 @@ class AsyncPool(PoolBase):
             try:
                 await self._wait_ended()
             finally:
-                crew.pump.stopped = True
-                crew.pump.call_soon(_nothing)
+                self._stop_pump()
                 await group.__aexit__(None, None, None)
+
+    def _stop_pump(self) -> None:
+        """
+        Have the task that serves the pool come to its end.
+        """
+        self._crew.pump.stopped = True
+        self._crew.pump.call_soon(_nothing)
 
     async def _wait_ended(self) -> None:
         with shielded(self._crew.config.grace + END_SECONDS):

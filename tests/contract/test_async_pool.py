@@ -633,3 +633,33 @@ def test_two_loops_one_after_the_other():
     finally:
         first.close()
         second.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_task_that_is_cancelled_while_it_enters_a_pool_ends(steps):
+    """`Task.cancel()`, as Ctrl-C in asyncio.run does it, comes through every shield."""
+
+    async def use():
+        async with AsyncPool(1) as pool:
+            await pool.run(time.sleep, 1000)
+
+    async def main():
+        task = asyncio.create_task(use())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=SOON)
+        assert done
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
+async def test_a_time_limit_that_has_passed_when_a_pool_is_entered(async_face):
+    """The block ends at its first wait."""
+    with anyio.fail_after(SOON, shield=True):
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with AsyncPool(1) as pool:
+                await pool.run(time.sleep, 1000)
+        assert scope.cancelled_caught
