@@ -155,6 +155,9 @@ class PoolBase:
                 raise
             except Exception:  # noqa: BLE001 - then the first error says more
                 data, inheritance = b"", None
+            if inheritance is not None and self._by_value and b"__main__" in data:  # nobody there could import that
+                inheritance.close()
+                raise
             if inheritance is None:
                 raise
             return (data, ()), inheritance

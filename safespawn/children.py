@@ -185,6 +185,9 @@ def _pack(call: Any, *, by_value: bool) -> tuple[bytes, list[bytes], Any]:
             data, inheritance = pack_inheriting(call)
         except Exception:  # noqa: BLE001 - then the first error says more
             inheritance, data = None, b""
+        if inheritance is not None and by_value and b"__main__" in data:  # nobody there could import that
+            inheritance.close()
+            raise
         if inheritance is None:
             raise
         return data, [], inheritance

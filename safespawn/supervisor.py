@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from safespawn import _policy, _start_method, _watch
 from safespawn import guard as order
 from safespawn._commands import Runner
+from safespawn._core.command import unbooted
 from safespawn._core.options import deadline_after
 from safespawn._drive.blocking import drive
 from safespawn._drive.engine import Engine
@@ -128,7 +129,10 @@ class Supervisor(Runner):
         self._check_line(stacklevel=2)
         self._is_async = True
         try:
-            await adrive(self._engine.zygote_flow(patient=True))
+            try:
+                await adrive(self._engine.zygote_flow(patient=True))
+            except OSError as error:
+                raise unbooted(error) from None
             self._enter()
             self._plan.start()
         except BaseException:
@@ -148,7 +152,10 @@ class Supervisor(Runner):
     def _open(self, stacklevel: int) -> Self:
         self._check_line(stacklevel + 1)
         try:
-            drive(self._engine.zygote_flow())
+            try:
+                drive(self._engine.zygote_flow())
+            except OSError as error:
+                raise unbooted(error) from None
             self._enter()
             self._plan.start()
         except BaseException:
@@ -535,5 +542,8 @@ def _draw_line(layer: _policy.Layer, start_method: str | None, *, first: bool = 
 
 def _close_default() -> None:
     if _default and _default[0]._engine.pid == os.getpid():  # noqa: SLF001 - the same module's class
-        _default[0].close()
+        try:
+            _default[0].close()
+        except KeyboardInterrupt:
+            pass  # it has made this shorter; the program ends anyway
         _default.clear()

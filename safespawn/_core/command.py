@@ -193,6 +193,24 @@ def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:
     return spawn_error(error.errno or errno.EIO, None, stage=stage, argv=spec.argv)
 
 
+_WANTING = {
+    errno.EAGAIN: "the limit of processes is reached: see ulimit -u, and pids.max of the control group",
+    errno.ENOMEM: "there is no memory left for another process",
+    errno.EMFILE: "this program has as many descriptors open as it may: see ulimit -n",
+    errno.EINVAL: "this program may open too few descriptors: see ulimit -n",
+    errno.ENFILE: "the whole machine has as many files open as it may",
+}  # fmt: skip
+
+
+def unbooted(error: OSError) -> SafespawnError:
+    """
+    The error for a zygote that cannot be started, for want of something in this process.
+    """
+    if isinstance(error, SafespawnError):
+        return error
+    return BootError(str(error), executable=sys.executable, help=_WANTING.get(error.errno or 0, ""))
+
+
 def _never_started(error: SafespawnError) -> bool:
     """
     Whether the zygote itself said that there is no child, so that the connection is idle again.

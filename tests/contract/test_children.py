@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from multiprocessing import resource_tracker
 
 import anyio
@@ -755,3 +756,14 @@ def test_waiting_in_a_callback(supervisor):
     with safespawn.Supervisor(guard="off", on_event=on_event) as inner:
         inner.start("x", PLAIN)
     assert len(found) == 1
+
+
+def test_a_function_of_a_program_that_nobody_can_import(monkeypatch):
+    """It is refused before anything runs, as in a pool, where cloudpickle is not there to send it by value."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    monkeypatch.setattr(safespawn.children.main_module, "describe", lambda: None)
+    here = types.FunctionType((lambda: None).__code__, {"__name__": "__main__"}, "here")
+    here.__module__, here.__qualname__ = "__main__", "here"
+    monkeypatch.setattr(sys.modules["__main__"], "here", here, raising=False)
+    with safespawn.Supervisor(guard="off") as supervisor, pytest.raises(safespawn.UnpicklableTask):
+        supervisor.start("here", here)

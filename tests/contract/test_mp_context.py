@@ -8,6 +8,7 @@ import pickle
 import resource
 import selectors
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -633,3 +634,19 @@ def test_a_forgotten_process_runs_nothing_of_ours(mp):
     with running(mp):
         pass
     assert sentinel[1] not in [held.child.pidfd for held in engine._held.values()]
+
+
+def test_a_process_chooses_no_start_method():
+    """What a process is told of multiprocessing's default is no use of it: a later Supervisor warns of none."""
+    program = """
+import multiprocessing.context as contexts
+import safespawn
+
+if __name__ == "__main__":
+    process = safespawn.Process(target=int)
+    process.start()
+    process.join()
+    print(process.exitcode, contexts._default_context._actual_context)
+"""
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "0 None\n", done.stderr

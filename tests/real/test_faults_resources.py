@@ -1,8 +1,12 @@
 """No descriptors, no processes: the call that meets it has an error that says so, the next one works."""
 
+import subprocess
+import sys
+
 import pytest
 
 from support.applications import Application, Census
+from support.children import ENV
 
 FACES = ("run", "captured", "lasting", "popen", "forked", "arun")
 
@@ -38,3 +42,24 @@ def test_want_of_processes_is_an_error_of_that_call(what, face):
     facts = play(what, face)
     assert facts["short"] == ["SpawnWouldBlock 11"]
     assert facts["boots"] == 1
+
+
+WITHOUT = """
+import resource, sys
+import safespawn
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+try:
+    with safespawn.Supervisor("app", guard="off"):
+        pass
+except safespawn.SafespawnError as error:
+    print(type(error).__name__, "ulimit -n" in str(error))
+"""
+
+
+@pytest.mark.parametrize("limit", [8, 10])
+def test_a_supervisor_without_descriptors_says_what_is_wanting(limit):
+    """It cannot start its zygote, and that is no bare OSError."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(limit)], env=ENV, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "BootError True\n", done.stderr
