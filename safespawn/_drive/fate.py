@@ -290,6 +290,8 @@ def death_error(
         return crew.end_error()
     from safespawn.pool_errors import WorkerDied
 
+    zygote = post.worker.child.connection.zygote.child.connection.zygote  # its template's
+    lost = returncode == -signal.SIGKILL and zygote.is_lost()
     return WorkerDied(
         task=task.label,
         task_id=task.id,
@@ -302,6 +304,8 @@ def death_error(
         oom=was_oom(crew, returncode),
         stderr=words.stderr,
         stack=words.stack,
+        known=(f"zygote {zygote.pid} was lost, and all that came from it was killed with it",) if lost else (),
+        help="see who has ended the zygote or its warden; nothing was retried" if lost else "",
     )
 
 

@@ -96,6 +96,12 @@ class Zygote(Generation):
             self._status = _zygote_status(reap(self.warden_pid, self.warden_fd, None))
         return self._status
 
+    def is_lost(self) -> bool:
+        """
+        Whether it has gone, or its warden, which it goes with.
+        """
+        return self.closed or is_readable(self.pidfd) or is_readable(self.warden_fd)
+
     def last_words(self) -> tuple[str, ...]:
         """
         What the zygote wrote before it died; it writes nothing unless it crashes.

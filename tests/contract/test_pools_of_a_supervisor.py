@@ -1,11 +1,14 @@
 """A Supervisor is left, and there are pools in it: they end with it, and say that this is why."""
 
 import asyncio
+import os
+import signal
 import threading
 
 import pytest
 
 import safespawn
+from safespawn._core.procfs import stat_fields
 from safespawn.errors import ClosedError
 from support import pool_tasks
 
@@ -85,3 +88,20 @@ def test_a_pool_that_was_left_in_order_is_left_alone():
             result = pool.map_async(abs, [-1, -2])
         assert result.get(SECONDS) == [1, 2]
     assert result.get(0) == [1, 2]
+
+
+@pytest.mark.parametrize("whom", ["zygote", "warden"])
+def test_a_worker_that_goes_with_its_zygote_says_so(whom):
+    """It was killed by SIGKILL, but not by whoever kills workers."""
+    with safespawn.Supervisor("shop", guard="off") as supervisor, safespawn.Pool(1) as pool:
+        pool.apply(abs, (1,))
+        (zygote,) = supervisor.statistics()["zygotes"]
+        victim = zygote if whom == "zygote" else int(stat_fields(zygote)[1])
+        result = pool.apply_async(pool_tasks.spin)
+        while pool.statistics()["workers"][0]["task"] is None:
+            pass
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(safespawn.WorkerDied) as caught:
+            result.get(SECONDS)
+        assert f"zygote {zygote} was lost" in str(caught.value)
+        assert pool.apply(abs, (-2,)) == 2
