@@ -11,6 +11,7 @@ import safespawn
 from safespawn._core.procfs import stat_fields
 from safespawn.errors import ClosedError
 from support import pool_tasks
+from support.children import reap_orphans
 
 SECONDS = 20  # for what should take a moment
 ROUNDS = 8  # each worker may be seen to die before the pool hears of the end
@@ -105,3 +106,4 @@ def test_a_worker_that_goes_with_its_zygote_says_so(whom):
             result.get(SECONDS)
         assert f"zygote {zygote} was lost" in str(caught.value)
         assert pool.apply(abs, (-2,)) == 2
+    reap_orphans()  # a zygote without its warden
