@@ -71,6 +71,7 @@ class Stage:
         self.child = Child(self.connection, spec or SpawnSpec((b"tool", b"word")), BEGAN)
         self.waits = []  # seconds after the beginning, or None, for each wait
         self.watched = []  # what each wait was for
+        self.others = []
 
     @property
     def clock(self):
@@ -156,8 +157,15 @@ class Stage:
                 return found
             found.append(wire.decode(data))
 
+    def another(self, spec=None):
+        """A stage that is closed with this one."""
+        self.others.append(Stage(spec))
+        return self.others[-1]
+
     def close(self):
         """Let go of all that is open."""
+        for each in self.others:
+            each.close()
         self.child.close()
         self.connection.close()
         self.theirs.close()

@@ -77,16 +77,14 @@ def test_a_start_that_is_over_gives_its_end(stage):
         (SpawnSpec((b"tool",)), ("fork", errno.EAGAIN, None), errors.SpawnWouldBlock, None),
     ],
 )  # fmt: skip
-def test_a_start_that_failed_is_told_with_its_name(monkeypatch, spec, failed, cls, filename):
+def test_a_start_that_failed_is_told_with_its_name(stage, spec, failed, cls, filename):
     """The class is that of errno and stage, and the name is the one that subprocess would give."""
-    stage = Stage(spec)
-    monkeypatch.setattr(flows, "time", stage.clock)
+    stage.child.spec = spec
     with pytest.raises(errors.SpawnError) as caught:
         stage.play(flows.start_flow(stage.child, None), stage.say(wire.FAILED, *failed))
     assert type(caught.value) is cls
     assert (caught.value.stage, caught.value.errno) == failed[:2]
     assert caught.value.filename == filename
-    stage.close()
 
 
 @pytest.mark.parametrize(

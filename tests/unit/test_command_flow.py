@@ -297,14 +297,14 @@ def test_a_zygote_that_dies_while_output_comes(stage):
 # --- the launch -------------------------------------------------------------------------------------------------------
 def test_a_request_that_was_not_read_goes_to_the_next_zygote(stage):
     """After four that died before it the error of the last one is raised; each connection is closed."""
-    dead = [Stage() for _ in range(3)]
+    dead = [stage.another() for _ in range(3)]
     for each in dead:
         each.theirs.close()
     outcome, engine = run(stage, stage.say(*exited(0)), engine=Engine(*dead, stage))
     assert outcome.returncode == 0
     assert engine.log == [("leased", False), "discarded"] * 3 + [("leased", False), "given back"]
     assert [each.zygote.told for each in dead] == [["died"]] * 3
-    dead = [Stage() for _ in range(4)]
+    dead = [stage.another() for _ in range(4)]
     for each in dead:
         each.theirs.close()
     engine = Engine(*dead, stage)
