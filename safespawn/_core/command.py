@@ -238,7 +238,7 @@ def command_flow(engine: Engine, spec: SpawnSpec, options: CommandOptions) -> Fl
             raise TimeoutExpired(options.args, options.timeout or 0.0) from None
         streams = connect(spec, ends, options) if ends else NO_STREAMS
         try:
-            if child.status is None or streams is not NO_STREAMS:
+            if child.status is None:  # else what it printed came with its exit
                 held_by = yield from _attend(child, streams, options)
         except LimitReached:
             yield from end_flow(child, whole=options.kill_tree)

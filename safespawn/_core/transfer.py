@@ -94,7 +94,7 @@ class Drain:
         self.total += len(chunk)
         over = 0 if self._limit is None else self.total - self._limit
         if over > 0:
-            chunk = chunk[:-over] if over < len(chunk) else b""
+            chunk = chunk[:-over]
         if self._keep:
             self._chunks.append(chunk)
         if self._lines is not None:

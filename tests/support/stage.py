@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from safespawn._core.child import Child
 from safespawn._core.connection import Connection
-from safespawn._core.flow import READ
+from safespawn._core.flow import READ, WRITE
 from safespawn._core.spec import SpawnSpec
 from safespawn._zygote import wire
 
@@ -95,6 +95,7 @@ class Stage:
                 raise
             self.watched.append(set(interest))
             self.waits.append(None if deadline is None else round(deadline - BEGAN, 6))
+            assert set(interest.values()) <= {READ, WRITE}
             assert left, f"one more wait, for {interest} until {deadline}"
             step = left.pop(0)
             if isinstance(step, BaseException):
@@ -131,6 +132,11 @@ class Stage:
         """Nothing happens until the deadline."""
         self.now = deadline
         return {}
+
+    def ready_pidfd(self, interest, _deadline):
+        """What `say` sent in the place of a pidfd is readable."""
+        (found,) = [each for each in interest if link(each) == os.devnull]
+        return {found: READ}
 
     def ready(self, fd):
         """This descriptor is readable, or what is a copy of it by then."""

@@ -85,6 +85,7 @@ def test_a_start_that_failed_is_told_with_its_name(stage, spec, failed, cls, fil
     assert type(caught.value) is cls
     assert (caught.value.stage, caught.value.errno) == failed[:2]
     assert caught.value.filename == filename
+    assert "command b'tool'" in str(caught.value) or failed[0] != "fork"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_a_silent_zygote_is_suspected_and_then_given_up(stage):
     assert stage.zygote.told == ["suspect", "suspect"]
     assert (caught.value.stage, caught.value.seconds, caught.value.pid) == ("before start", 10.0, None)
     assert (caught.value.zygote_pid, caught.value.zygote_state, caught.value.wchan) == (4711, "T", "do_signal_stop")
+    assert caught.value.argv == ("tool", "word")
 
 
 @pytest.mark.parametrize(("seconds", "waits"), [(0.25, [0.25]), (4.0, [1.0, 4.0])])
@@ -184,7 +186,7 @@ def test_a_deadline_comes_before_the_exit(stage):
 
 def test_the_kernels_word_counts_after_a_second(stage):
     """Only then the pidfd is watched; when it is readable, the zygote has five seconds for the status."""
-    stage.child.pidfd = PIDFD
+    stage.child.pid, stage.child.pidfd = 77, PIDFD
     connection = stage.connection.fileno()
     steps = [stage.silence, stage.ready(PIDFD), stage.silence]
     with pytest.raises(errors.ZygoteUnresponsive) as caught:
@@ -192,7 +194,7 @@ def test_the_kernels_word_counts_after_a_second(stage):
     assert stage.waits == [1.0, None, 6.0]
     assert stage.watched == [{connection}, {connection, PIDFD}, {connection}]
     assert stage.zygote.told == ["suspect"]
-    assert (caught.value.stage, caught.value.seconds) == ("exited, status unknown", 5.0)
+    assert (caught.value.stage, caught.value.seconds, caught.value.pid) == ("exited, status unknown", 5.0, 77)
 
 
 def test_a_late_word_is_still_a_word(stage):
@@ -259,7 +261,7 @@ KILLED, TERMED, SEGV, CODE = signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, 3 <
 def test_what_is_known_of_a_child_of_a_dead_zygote(stage, monkeypatch, signalled, *, keeps, kept, zygote_status, known):
     """A status that the kernel tells counts, unless it is what the zygote's end does to its children."""
     monkeypatch.setattr(flows, "kept_status", lambda pidfd: kept if pidfd == PIDFD else None)
-    stage.child.pidfd = PIDFD
+    stage.child.pid, stage.child.pidfd = 77, PIDFD
     stage.zygote.status, stage.zygote.keeps = zygote_status, keeps
     flow = flows.exit_flow(stage.child, None)
     if known:
@@ -269,7 +271,7 @@ def test_what_is_known_of_a_child_of_a_dead_zygote(stage, monkeypatch, signalled
     else:
         with pytest.raises(errors.SpawnLost) as caught:
             stage.play(flow, stage.hang_up)
-        assert caught.value.stage == "running"
+        assert (caught.value.stage, caught.value.pid) == ("running", 77)
         assert ("the child was killed with its zygote" in caught.value.known) == (kept is not None)
     assert stage.zygote.told == ["death awaited"]
     assert signalled == ([] if keeps else [(PIDFD, signal.SIGKILL)])
@@ -295,6 +297,34 @@ def test_the_kernel_is_asked_until_it_knows(monkeypatch):
         )
         assert flows.kernels_word(77, 8, 3) == expected
         assert log == asked
+
+
+def test_a_child_of_a_dead_zygote_that_may_not_be_killed(stage, monkeypatch):
+    """Is lost like any other: that it runs as somebody else is no error of the caller's."""
+
+    def refuse(_fd, _number):
+        raise PermissionError
+
+    monkeypatch.setattr(flows.signal, "pidfd_send_signal", refuse)
+    stage.child.pidfd = PIDFD
+    with pytest.raises(errors.SpawnLost):
+        stage.play(flows.exit_flow(stage.child, None), stage.hang_up)
+
+
+@pytest.mark.parametrize("status", [0, 256, 9, 139, -1])
+def test_the_kernels_answer_is_read(monkeypatch, status):
+    """Where linux/pidfd.h has it: the mask at 0, which says whether there is a status, and that at 60, of 64 bytes."""
+    has_status = [True]
+
+    def answer(fd, number, info):
+        assert (fd, number, bytes(info)) == (PIDFD, 0xC040FF0B, bytes([8]) + bytes(63))
+        info[:] = bytes([15 if has_status[0] else 7]) + b"\xff" * 59 + status.to_bytes(4, "little", signed=True)
+
+    monkeypatch.setattr("fcntl.ioctl", answer)
+    assert flows.kept_status(PIDFD) == status
+    has_status.clear()
+    has_status.append(False)
+    assert flows.kept_status(PIDFD) is None
 
 
 def test_no_status_is_made_up():
@@ -346,14 +376,17 @@ def test_a_release_is_not_asked_for_twice(stage):
 @pytest.mark.parametrize(
     ("steps", "count"),
     [
-        (lambda s: [s.nothing, s.say(*exited(0)), s.say(wire.SWEPT, 3)], 3),
+        (lambda s: [s.nothing, s.say(*exited(0), fds=null_fds(2)), s.say(wire.SWEPT, 3, fds=null_fds(1))], 3),
         (lambda s: [s.silence], 0),
         (lambda s: [s.hang_up], 0),
     ],
 )
 def test_a_sweep_tells_how_many_it_found(stage, steps, count):
     """SIGKILL for the tree is asked for; no answer in five seconds, or none any more, counts as none."""
-    assert stage.play(flows.sweep_flow(stage.child), *steps(stage)) == count
+    before = len(os.listdir("/proc/self/fd"))
+    done = steps(stage)
+    assert stage.play(flows.sweep_flow(stage.child), *done) == count
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert set(stage.waits) == {5.0}
 
 
@@ -439,14 +472,15 @@ def test_a_kill_does_not_depend_on_the_zygote(stage, signalled, stopped, patienc
     assert stage.child.returncode == -9
 
 
-def test_who_outlives_sigkill_is_told(stage, signalled):
+def test_who_outlives_sigkill_is_told(stage, signalled, monkeypatch):
     """After five seconds the error says so, with the pid."""
     stage.zygote.stopped = True
-    stage.child.pidfd, stage.child.pid = PIDFD, os.getpid()
+    monkeypatch.setattr("safespawn._core.procfs.looks", lambda pid: ("D", "nfs_wait") if pid == 77 else None)
+    stage.child.pidfd, stage.child.pid = PIDFD, 77
     with pytest.raises(errors.Unkillable) as caught:
         stage.play(flows.kill_flow(stage.child, whole=False), stage.silence, stage.silence)
-    assert (caught.value.pid, caught.value.seconds) == (os.getpid(), 5.0)
-    assert caught.value.state == "R"
+    assert (caught.value.pid, caught.value.seconds) == (77, 5.0)
+    assert (caught.value.state, caught.value.wchan) == ("D", "nfs_wait")
     assert signalled == [(PIDFD, signal.SIGKILL)] * 2
 
 
@@ -569,3 +603,25 @@ def test_who_would_inherit_a_descriptor():
     assert [flows.is_inheritable(fd) for fd in (read_fd, write_fd, PIDFD)] == [False, True, False]
     os.close(read_fd)
     os.close(write_fd)
+
+
+def test_a_pidfd_may_be_any_number(stage, signalled, monkeypatch):
+    """0 is one, in a program whose stdin is closed."""
+    monkeypatch.setattr(flows, "kept_status", lambda _: None)
+    child = stage.child
+    child.pidfd = 0
+    flows.tell(child, signal.SIGHUP, whole=False)
+    with pytest.raises(errors.SpawnLost):
+        stage.play(flows.lost_flow(child))
+    assert signalled == [(0, signal.SIGHUP), (0, signal.SIGKILL)]
+    stage.zygote.stopped = True
+    with pytest.raises(errors.Unkillable):
+        stage.play(flows.kill_flow(child, whole=False), stage.silence, stage.silence)
+    assert stage.play(flows.exit_flow(child, BEGAN + 20), stage.silence, stage.silence) is False
+    assert stage.watched[-1] == {stage.connection.fileno(), 0}
+    closed = []
+    monkeypatch.setattr(flows.os, "close", closed.append)
+    child.close()
+    child.close()
+    monkeypatch.undo()
+    assert (closed, child.pidfd) == ([0], -1)

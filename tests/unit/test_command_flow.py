@@ -50,10 +50,12 @@ class Engine:
         return self.stock.pop(0), Ambient
         yield
 
-    def give_back(self, _connection):
+    def give_back(self, connection):
+        assert connection is not None
         self.log.append("given back")
 
     def discard(self, connection):
+        assert connection is not None
         self.log.append("discarded")
         connection.close()
 
@@ -127,9 +129,15 @@ def test_a_command_that_is_over_before_it_is_announced(stage, streams, outputs, 
 
 def test_a_command_without_pipes_waits_for_its_exit(stage):
     """Its connection is returned, its pidfd closed."""
-    outcome, engine = run(stage, started(stage), stage.say(*exited(9)), engine=Engine(stage, waits=True), patient=True)
+    spec = SpawnSpec((b"tool",), streams=(NULL, NULL, NULL), detached=True)
+    engine = Engine(stage, waits=True)
+    before = count_of(os.devnull)
+    outcome, _ = run(
+        stage, started(stage), stage.say(*exited(9)), spec=spec, engine=engine, patient=True, deadline=BEGAN + 30
+    )
     assert outcome[:4] == (-9, None, None, 77)
-    assert engine.log == [("leased late", False, None, True), "given back"]
+    assert engine.log == [("leased late", True, BEGAN + 30, True), "given back"]
+    assert count_of(os.devnull) == before
 
 
 def test_output_and_exit(stage):
@@ -196,8 +204,9 @@ def test_a_deadline_kills(stage, kill_tree):
         steps += [stage.say(*exited(9)), stage.ready(out), stage.ready(out)]
         with pytest.raises(errors.TimeoutExpired) as caught:
             run(stage, *steps, spec=spec, engine=engine, timeout=0.5, deadline=BEGAN + 0.5, kill_tree=True)
-        assert caught.value.output == b"so far"
+        assert (caught.value.output, caught.value.stderr, caught.value.held_by) == (b"so far", None, ())
         assert stage.waits[-1] == 0.7
+        assert signals_heard(stage) == [("SIGKILL", True)]
     else:
         sent = []
         with pytest.MonkeyPatch.context() as patch:
@@ -211,6 +220,32 @@ def test_a_deadline_kills(stage, kill_tree):
     assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], 0.5, 77)
     assert engine.log[-1] == "discarded"
     assert count_of(name) == 0
+
+
+def test_a_command_that_outlives_its_deadline_and_sigkill(stage):
+    """What came of the kill is said in the timeout, with all that was printed."""
+    out, held = pipe_with(b"out", closed=False)
+    err, also_held = pipe_with(b"err", closed=False)
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, PIPE))
+    stage.zygote.stopped = True
+    steps = [started(stage, out, err), stage.ready(out), stage.ready(err), *[stage.silence] * 4]
+    with pytest.raises(errors.TimeoutExpired) as caught:
+        run(stage, *steps, spec=spec, timeout=0.0, deadline=BEGAN + 0.5)
+    assert (caught.value.output, caught.value.stderr) == (b"out", b"err")
+    assert (caught.value.held_by, caught.value.timeout) == ((0, 1), 0.0)
+    assert "process 77 is still there 5 s after SIGKILL" in caught.value.known
+    os.close(held)
+    os.close(also_held)
+
+
+def test_too_much_output_after_the_deadline(stage):
+    """Is cut, and the timeout is what is told."""
+    out, _ = pipe_with(b"0123456789")
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
+    steps = [started(stage, out), stage.silence, stage.say(*exited(9)), stage.ready(out)]
+    with pytest.raises(errors.TimeoutExpired) as caught:
+        run(stage, *steps, spec=spec, timeout=0.5, deadline=BEGAN + 0.5, max_output_bytes=4)
+    assert caught.value.output == b"0123"
 
 
 def test_a_deadline_after_the_exit_ends_the_rest(stage):
@@ -229,8 +264,8 @@ def test_a_deadline_before_the_start(stage):
     """It is a timeout like any other; what may have been started is killed."""
     engine = Engine(stage)
     with pytest.raises(errors.TimeoutExpired) as caught:
-        run(stage, stage.silence, stage.silence, engine=engine, timeout=0.5, deadline=BEGAN + 0.5)
-    assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], 0.5, None)
+        run(stage, stage.silence, stage.silence, engine=engine, timeout=0.0, deadline=BEGAN)
+    assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], 0.0, None)
     assert engine.log == [("leased", False), "discarded"]
     assert stage.zygote.starting == set()
 
@@ -248,8 +283,16 @@ def test_an_interruption_ends_the_command_first(stage):
     assert count_of(name) == 0
 
 
-@pytest.mark.parametrize(("data", "name"), [((b"0123456789", b""), "stdout"), ((b"01", b"0123456789"), "stderr")])
-def test_too_much_output_ends_the_command(stage, data, name):
+@pytest.mark.parametrize(
+    ("data", "name", "limit"),
+    [
+        ((b"0123456789", b""), "stdout", 4),
+        ((b"01", b"0123456789"), "stderr", 4),
+        ((b"0123", b"0123456789"), "stderr", 4),  # as much as is allowed is not too much
+        ((b"0", b""), "stdout", 0),
+    ],
+)
+def test_too_much_output_ends_the_command(stage, data, name, limit):
     """Which output it was, and what was kept of both, is told."""
     out, _ = pipe_with(data[0])
     err, _ = pipe_with(data[1])
@@ -258,9 +301,10 @@ def test_too_much_output_ends_the_command(stage, data, name):
     last = [stage.ready(out if name == "stdout" else err), stage.say(*exited(15)), stage.say(wire.SWEPT, 0)]
     engine = Engine(stage)
     with pytest.raises(errors.OutputLimitExceeded) as caught:
-        run(stage, started(stage, out, err), *first, *last, spec=spec, engine=engine, max_output_bytes=4)
-    assert (caught.value.stream, caught.value.limit_bytes, caught.value.pid) == (name, 4, 77)
-    assert (caught.value.stdout, caught.value.stderr) == (data[0][:4], data[1][:4] if name == "stderr" else b"")
+        run(stage, started(stage, out, err), *first, *last, spec=spec, engine=engine, max_output_bytes=limit)
+    assert (caught.value.stream, caught.value.limit_bytes, caught.value.pid) == (name, limit, 77)
+    assert caught.value.cmd == ["tool"]
+    assert (caught.value.stdout, caught.value.stderr) == (data[0][:limit], data[1][:limit])
     assert engine.log[-1] == "discarded"
 
 
@@ -270,18 +314,70 @@ def test_the_pidfd_counts_after_a_second(stage):
     out, held = pipe_with(b"", closed=False)
     spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
 
-    def pidfd(interest, _deadline):
-        (found,) = [fd for fd in interest if link(fd) == os.devnull]
-        return {found: 1}
-
     engine = Engine(stage)
+    steps = [stage.silence, stage.ready_pidfd, stage.silence, stage.ready_pidfd, stage.silence]
     with pytest.raises(errors.ZygoteUnresponsive):
-        run(stage, started(stage, out), stage.silence, pidfd, stage.silence, pidfd, stage.silence, spec=spec,
-            engine=engine)  # fmt: skip
+        run(stage, started(stage, out), *steps, spec=spec, engine=engine)
     assert list(map(len, stage.watched)) == [1, 2, 3, 1, 2, 1]
     assert stage.waits == [1.0, 1.0, None, 1.0, None, 6.0]
     assert engine.log[-1] == "discarded"
     os.close(held)
+
+
+def test_a_deadline_counts_while_the_word_is_due(stage):
+    """The caller does not wait longer than he said, for the status neither; the kill has bounds of its own."""
+    out, held = pipe_with(b"", closed=False)
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
+    late = [stage.silence, stage.ready_pidfd, stage.silence, stage.ready_pidfd, stage.silence, stage.silence]
+    steps = [started(stage, out), *late, stage.say(*exited(0)), stage.silence]
+    with pytest.raises(errors.TimeoutExpired):
+        run(stage, *steps, spec=spec, timeout=3.0, deadline=BEGAN + 3.0)
+    assert stage.waits == [1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 3.0, 1.0, 3.2]
+    os.close(held)
+
+
+def test_a_deadline_without_any_output(stage):
+    """The exit alone is waited for, no longer than that, and nothing was captured."""
+    with pytest.raises(errors.TimeoutExpired) as caught:
+        run(stage, started(stage), stage.silence, stage.say(*exited(9)), timeout=0.5, deadline=BEGAN + 0.5)
+    assert stage.waits[1] == 0.5
+    assert (caught.value.output, caught.value.stderr, caught.value.held_by) == (None, None, ())
+    assert (caught.value.cmd, caught.value.pid) == (["tool"], 77)
+
+
+def test_a_status_that_only_the_kernel_tells(stage, monkeypatch):
+    """Is the end of the command too: what is held of its output has its grace from then on."""
+    out, held = pipe_with(b"out", closed=False)
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
+    stage.zygote.keeps = True
+    monkeypatch.setattr(child_flows, "kept_status", lambda _: 256)
+    steps = [started(stage, out), stage.ready(out), stage.hang_up, stage.silence]
+    outcome, _ = run(stage, *steps, spec=spec)
+    assert (outcome.returncode, outcome.stdout, outcome.held_by, outcome.usage) == (1, b"out", (0,), None)
+    assert stage.waits[-1] == 0.2
+    os.close(held)
+
+
+def test_a_pidfd_may_be_any_number(stage):
+    """0 is one, in a program whose stdin is closed: it is watched when it counts, and closed."""
+    kept = os.dup(0)
+    out, held = pipe_with(b"", closed=False)
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
+    try:
+
+        def start(interest, deadline):
+            step = started(stage, out)
+            os.close(0)
+            return step(interest, deadline)
+
+        steps = [start, stage.silence, stage.say(*exited(0)), stage.silence]
+        run(stage, *steps, spec=spec)
+        assert 0 in stage.watched[2]
+        assert link(0) == ""
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(held)
 
 
 def test_a_zygote_that_dies_while_output_comes(stage):
@@ -357,8 +453,10 @@ def test_no_zygote_to_be_had(stage, monkeypatch, number, usable, cls, where):
         run(stage, engine=Poor())
     if where is None:
         assert caught.value.executable == sys.executable
+        assert "none left" in str(caught.value)
     else:
         assert (caught.value.errno, caught.value.stage) == (number, where)
+        assert caught.value.argv == (b"tool",)
 
 
 def test_a_deadline_that_passes_while_a_connection_is_awaited(stage):
@@ -396,6 +494,7 @@ def test_which_end_is_which(streams, count, has_feed, drains):
     assert (made.feed is not None, tuple(each is not None for each in made.drains)) == (has_feed, drains)
     order = [made.feed, *made.drains]
     assert [each.fd for each in order if each is not None] == fds
+    assert made.feed is None or made.feed._view == b"in"
     made.close()
 
 
@@ -403,18 +502,31 @@ def test_lines_are_of_stdout_and_stderr_is_kept():
     """Of stdout the lines are told, and nothing is kept unless that is wanted."""
     lines = []
     out, _ = pipe_with(b"one\nzw\xc3\xb6lf\n")
-    err, _ = pipe_with(b"error")
+    err, _ = pipe_with(b"error\n")
     options = CommandOptions(["x"], on_line=lines.append, codec=("utf-8", "strict"), keep_stdout=False)
     made = flows.connect(SpawnSpec((b"x",), streams=(NULL, PIPE, PIPE)), [out, err], options)
     made.turn({out: 1, err: 1})
+    assert made.feed is None
     assert lines == ["one", "zwölf"]
-    assert flows.results(made) == (b"", b"error")
+    assert flows.results(made) == (b"", b"error\n")
     assert flows.results(Streams(None, (None, None))) == (None, None)
     made.close()
 
 
-def test_what_a_child_comes_to():
-    """Its duration is from the request to the exit."""
+def test_a_stdin_that_is_a_pipe_without_input():
+    """Ends at once."""
+    read_fd, write_fd = os.pipe()
+    made = flows.connect(SpawnSpec((b"x",), streams=(PIPE, NULL, NULL)), [write_fd], CommandOptions(["x"]))
+    assert not made.feed.write()
+    assert os.read(read_fd, 1) == b""
+    os.close(read_fd)
+
+
+def test_what_a_child_comes_to(stage):
+    """Its duration is from the request to the exit, or to now where that was not seen."""
+    stage.now = 20.0
+    child = Child(None, SpawnSpec((b"x",)), 10.0, status=0)
+    assert flows.outcome(child, flows.NO_STREAMS, ()).duration == 10.0
     child = Child(
         None, SpawnSpec((b"x",), streams=(NULL, PIPE, PIPE)), 10.0, pid=7, ended=12.5, status=256, usage=USAGE
     )

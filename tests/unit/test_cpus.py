@@ -35,6 +35,8 @@ def quota(tmp_path):
         ("0::/a\n", {"a/cpu.max": ""}, None),
         ("0::/a\n", {"a/cpu.max": b"\xff 1"}, None),
         ("0::/gone\n", {}, None),
+        ("0::/aX\n", {"aX/cpu.max": "2 1"}, 2.0),
+        ("0::/a:b:c\n", {"a:b:c/cpu.max": "2 1"}, 2.0),
         ("", {}, None),
         ("\nnonsense\n5:memory\n", {"cpu.max": "max 1"}, None),
         ("4:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "150000\n",
@@ -48,6 +50,19 @@ def quota(tmp_path):
 def test_the_smallest_quota_up_to_the_root_counts(quota, own, files, expected):
     """Of both kinds of control groups; what cannot be read, or grants nothing, is no limit."""
     assert quota(own, files) == expected
+
+
+def test_where_the_kernel_says_it(monkeypatch):
+    """The files are those of the running system."""
+    asked = []
+
+    def read(path):
+        asked.append(path)
+        return {"/proc/self/cgroup": "0::/a\n"}.get(path, "")
+
+    monkeypatch.setattr(cpus, "_read", read)
+    assert cpus.cgroup_quota() is None
+    assert asked == ["/proc/self/cgroup", "/sys/fs/cgroup/a/cpu.max", "/sys/fs/cgroup/cpu.max"]
 
 
 @pytest.mark.parametrize(

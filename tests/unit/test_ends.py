@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import socket
 
 import pytest
@@ -51,6 +52,10 @@ def test_a_read_gives_what_was_asked_for(pipe):
     os.write(write_fd, b"0123456789")
     assert run(end.read_flow(4)) == (b"0123", [])
     assert run(end.read_flow(0)) == (b"", [])
+    assert run(end.read_flow(6)) == (b"456789", [])
+    os.write(write_fd, b"abcd")
+    assert run(end.read_flow(4)) == (b"abcd", [])  # no more than that is waited for
+    os.write(write_fd, b"456789")
     assert run(end.receive_flow(3)) == (b"456", [])
     waited = ({read_fd: READ}, None)
     assert run(end.read_flow(5), lambda: os.write(write_fd, b"a"), lambda: os.write(write_fd, b"bc")) == (
@@ -102,6 +107,48 @@ def test_what_is_closed_is_closed_once(pipe):
         with pytest.raises(ClosedError, match="this stream is closed"):
             next(flow)
     assert run(other.write_flow(memoryview(b""))) == (None, [])
+
+
+@pytest.fixture
+def number_zero():
+    """Something is done with the descriptor 0 free, as in a program whose stdin is closed."""
+    kept = os.dup(0)
+    os.close(0)
+    yield
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+@pytest.mark.usefixtures("number_zero")
+def test_an_end_may_be_any_number():
+    """0 is a descriptor like any other: it is read, written, waited for and closed."""
+    read_fd, write_fd = os.pipe()
+    assert read_fd == 0
+    end = ReadEnd(read_fd)
+    os.write(write_fd, b"data")
+    assert run(end.receive_flow(10)) == (b"data", [])
+    end.close()
+    drain = Drain(os.dup(write_fd))
+    assert Streams(None, (drain, None)).interest() == {0: READ}
+    assert Streams(None, (None, drain)).open_outputs == [0]
+    drain.close()
+    os.close(write_fd)
+    for make in (WriteEnd, lambda fd: Feed(fd, b"data")):
+        read_fd, write_fd = os.pipe()
+        other = os.dup(read_fd)
+        os.close(read_fd)
+        os.dup2(write_fd, 0)
+        os.close(write_fd)
+        end = make(0)
+        if isinstance(end, Feed):
+            assert Streams(end, (None, None)).interest() == {0: WRITE}
+            assert not end.write()
+        else:
+            assert run(end.write_flow(memoryview(b"data"))) == (None, [])
+            end.close()
+        assert os.read(other, 10) == b"data"
+        assert not is_open(0)
+        os.close(other)
 
 
 def test_a_forgotten_end_is_closed(pipe):
@@ -228,7 +275,9 @@ def test_an_error_of_a_feed_is_told(monkeypatch, pipe):
     feed.close()
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(3, b"012"), (10, b"0123456789"), (12, b"0123456789AB")])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(3, b"012"), (9, b"012345678"), (10, b"0123456789"), (12, b"0123456789AB")]
+)
 def test_a_limit_counts_over_all_chunks(pipe, limit, kept):
     """What goes beyond it is cut there, also in a later chunk; the lines see no more either."""
     lines = []
@@ -241,7 +290,7 @@ def test_a_limit_counts_over_all_chunks(pipe, limit, kept):
     assert drain.result() == kept
     drain._lines.end()
     assert lines == [kept]
-    assert drain.total == (10 if limit == 3 else 15)
+    assert drain.total == (10 if limit < 10 else 15)
     drain.close()
 
 
@@ -334,6 +383,36 @@ def test_a_message_beyond_all_bounds_is_refused(ends, monkeypatch):
         ends[1].recv(10)
 
 
+@pytest.mark.parametrize("limit", ["INLINE_BYTES", "MEMFD_BYTES"])
+def test_the_limits_of_a_message(ends, monkeypatch, limit):
+    """A message of just so many bytes is sent."""
+    message = (wire.REFUSED, "x" * 1000)
+    size = len(wire.encode(message))
+    monkeypatch.setattr(wire, "INLINE_BYTES", 100)
+    monkeypatch.setattr(wire, limit, size)
+    ends[0].send(message)
+    data, copies, _, _ = socket.recv_fds(ends[1], 65536, 16)
+    assert len(copies) == (limit == "MEMFD_BYTES")
+    assert wire.decode(wire.from_memfd(data, copies[0]) if copies else data) == message
+    close_all(copies)
+
+
+def test_a_dead_zygote_is_an_error_and_no_signal(ends):
+    """Whatever the application does with SIGPIPE."""
+    told = []
+    before = signal.signal(signal.SIGPIPE, lambda *_: told.append("SIGPIPE"))
+    fds = null_fds(1)
+    ends[1].close()
+    try:
+        for message, sent in [((wire.RELEASE,), ()), ((wire.RELEASE,), tuple(fds)), ((wire.REFUSED, "x" * 70_000), ())]:
+            with pytest.raises(BrokenPipeError):
+                ends[0].send(message, sent)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert told == []
+    close_all(fds)
+
+
 def test_what_is_no_message_is_an_error(ends):
     """Its descriptors are closed."""
     fds = null_fds(2)
@@ -385,6 +464,7 @@ def test_write_ends_in_a_copy(pipe):
     assert os.readlink(f"/proc/self/fd/{pipe[1]}") == "/dev/null"
     assert not os.get_inheritable(pipe[1])
     assert os.read(pipe[0], 1) == b""
+    assert os.write(pipe[1], b"for nobody") == 10
     assert len(os.listdir("/proc/self/fd")) == before
     assert connections._write_ends == set()
     connections.give_up_write_ends()

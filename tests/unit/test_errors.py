@@ -257,6 +257,10 @@ def test_a_path_that_does_not_exist(tmp_path):
         ),
         (b"#!/bin/sh\n", "exists by now"),
         (b"\x7fELF" + bytes(400), "exists by now"),
+        (b"\x7fELF" + b"\1" * 400, "exists by now"),
+        (b"#!\t/no/such/python\t-u\nx y\n", "the interpreter in its first line, '/no/such/python', does not"),
+        (b"#! /no/such/python -u -v\n\n", "the interpreter in its first line, '/no/such/python', does not"),
+        (b"#!/no/such/X \n", "the interpreter in its first line, '/no/such/X', does not"),
     ],
 )
 def test_a_program_that_exists_and_is_not_found(tmp_path, content, expected):
@@ -305,6 +309,8 @@ def test_arguments_that_are_too_long():
     assert f"argv[1] has {one:,} bytes; one string may have {one - 1:,}" in explain(
         errno.E2BIG, "true", argv=["true", "x" * one]
     )
+    assert "argv has 2 strings" in explain(errno.E2BIG, "true", argv=["true", "x" * (one - 1)])
+    assert "argv has 0 strings, 0 bytes in all, the longest 0" in explain(errno.E2BIG, "true", argv=[])
     text = explain(errno.E2BIG, "true", argv=["true", "é" * 50, "\ud800"])
     assert "argv has 3 strings, 108 bytes in all, the longest 100" in text
 

@@ -37,7 +37,7 @@ def test_a_name_with_parentheses_is_passed_over(monkeypatch):
 )
 def test_the_status_of_a_zombie(monkeypatch, state, born, expected):
     """It is told while the zombie is there, and not of another process with its number."""
-    monkeypatch.setattr(procfs, "stat_fields", lambda _pid: [] if state is None else [state, *STAT[1:]])
+    monkeypatch.setattr(procfs, "stat_fields", lambda pid: [state, *STAT[1:]] if state and pid == 7 else [])
     assert procfs.zombie_status(7, born) == expected
 
 
@@ -63,6 +63,7 @@ EVENTS = "low 0\noom 3\noom_kill 2\noom_group_kill 7\n"
     [
         ("4:cpu:/x\n0::/a b\n", "/sys/fs/cgroup/a b/memory.events", EVENTS, 2),
         ("0::/\n", "/sys/fs/cgroup//memory.events", EVENTS, 2),
+        ("0::/a::b\n", "/sys/fs/cgroup/a::b/memory.events", EVENTS, 2),
         ("0::/a\n", "/sys/fs/cgroup/a/memory.events", "oom 3\n", None),
         ("0::/a\n", "elsewhere", EVENTS, None),
         ("4:memory:/a\n", "/sys/fs/cgroup/a/memory.events", EVENTS, None),
@@ -160,3 +161,8 @@ def test_who_holds_a_pipe(monkeypatch):
     assert procfs.holders([3], limit=2) == (40, 50)
     assert procfs.holders([99]) == ()
     assert procfs.holders([]) == ()
+    many = [str(10**6 + number) for number in range(20)]
+    listed["/proc"] = many
+    listed.update({f"/proc/{name}/fd": ["1"] for name in many})
+    links.update({f"/proc/{name}/fd/1": "pipe:[1]" for name in many})
+    assert len(procfs.holders([3])) == 16

@@ -28,10 +28,12 @@ class Engine:
     def is_readable(self, _fd):
         return self.ended
 
-    def give_back(self, _connection):
+    def give_back(self, connection):
+        assert connection is not None
         self.log.append("given back")
 
-    def discard(self, _connection):
+    def discard(self, connection):
+        assert connection is not None
         self.log.append("discarded")
 
     def adopt(self, process):
@@ -123,8 +125,10 @@ def test_who_has_ended_at_the_deadline_is_not_late(stage, process):
 def test_a_zygote_that_does_not_tell_in_time(stage, process):
     """Is a timeout as well, and the next one may ask again."""
     process.engine.ended = True
-    with pytest.raises(errors.TimeoutExpired):
-        stage.play(process.wait_flow(0.5, BEGAN + 0.5), stage.silence)
+    for timeout in (0.5, 0.0):
+        with pytest.raises(errors.TimeoutExpired) as caught:
+            stage.play(process.wait_flow(timeout, BEGAN + 0.5), stage.silence)
+        assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], timeout, 77)
     assert (process.engine.log, process.is_over) == ([], False)
     assert stage.play(process.wait_flow(None, None), stage.say(*exited(0))) == 0
 
@@ -245,6 +249,39 @@ def test_a_signal_goes_to_the_pidfd(stage, process, monkeypatch):
     assert len(sent) == 3
 
 
+def test_a_pidfd_is_kept_while_a_signal_is_sent(stage, process, monkeypatch):
+    """Another thread that sees the exit in that moment does not close it; who sent last does."""
+    pidfd = stage.child.pidfd
+    seen = []
+
+    def send(fd, number):
+        process.returncode = None
+        if number == signal.SIGTERM:
+            process.send_signal(signal.SIGHUP)
+        process.returncode = 0
+        process._let_go()
+        seen.append(is_open(fd))
+
+    monkeypatch.setattr(flows.signal, "pidfd_send_signal", send)
+    process.send_signal(signal.SIGTERM)
+    assert seen == [True, True]
+    assert not is_open(pidfd)
+
+
+def test_a_pidfd_may_be_any_number(stage, process, monkeypatch):
+    """0 is one, in a program whose stdin is closed."""
+    sent = []
+    monkeypatch.setattr(flows.signal, "pidfd_send_signal", lambda fd, number: sent.append((fd, number)))
+    (spare,) = null_fds(1)
+    os.close(spare)
+    real, stage.child.pidfd = stage.child.pidfd, 0
+    process.send_signal(signal.SIGTERM)
+    assert sent == [(0, signal.SIGTERM)]
+    assert next(process.wait_flow(None, None)) == ({0: 1}, None)
+    assert not process.looks_ended()
+    stage.child.pidfd = real
+
+
 def test_a_copy_of_the_program_is_refused(process):
     """With both pids in the error."""
     process.owner_pid = 1
@@ -349,6 +386,32 @@ def test_the_exit_after_the_output(stage, process, output):
     assert stage.child.pidfd == -1
 
 
+def test_a_deadline_while_the_zygote_is_late(stage, process):
+    """All that was printed on both streams is in the error, and the deadline is kept."""
+    ends_of = [os.pipe() for _ in range(2)]
+    streams = Streams(None, tuple(Drain(read_fd) for read_fd, _ in ends_of))
+    for (_, write_fd), text in zip(ends_of, (b"out", b"err"), strict=True):
+        os.write(write_fd, text)
+    steps = [
+        stage.ready(ends_of[0][0]),
+        stage.ready(ends_of[1][0]),
+        ends(process, stage.ready(stage.child.pidfd)),
+        stage.silence,
+    ]
+    with pytest.raises(errors.TimeoutExpired) as caught:
+        stage.play(communicate(process, streams, timeout=0.5), *steps)
+    assert (caught.value.output, caught.value.stderr, caught.value.timeout) == (b"out", b"err", 0.5)
+    assert stage.waits[-1] == 0.5
+    process.engine.ended = False
+    flow = process.communicate_flow(streams, timeout=0.0, deadline=BEGAN, wait_eof=False)
+    with pytest.raises(errors.TimeoutExpired) as caught:
+        stage.play(flow, stage.silence)
+    assert (caught.value.output, caught.value.stderr, caught.value.timeout) == (b"out", b"err", 0.0)
+    streams.close()
+    for _, write_fd in ends_of:
+        os.close(write_fd)
+
+
 @pytest.mark.parametrize("wait_eof", [False, True])
 def test_output_that_somebody_else_holds(stage, process, output, wait_eof):
     """It has 0.2 seconds after the exit, and its holders are told; with wait_eof only a deadline ends the wait."""
@@ -384,7 +447,7 @@ def test_a_deadline_while_only_the_exit_is_awaited(stage, process, output):
     steps = [stage.ready(read_fd), stage.ready(read_fd), stage.silence]
     with pytest.raises(errors.TimeoutExpired) as caught:
         stage.play(communicate(process, streams, timeout=0.5), *steps)
-    assert (caught.value.output, caught.value.stderr) == (b"all", None)
+    assert (caught.value.output, caught.value.stderr, caught.value.timeout) == (b"all", None, 0.5)
 
 
 # --- its owner is gone ------------------------------------------------------------------------------------------------
@@ -439,4 +502,21 @@ def test_what_has_not_started():
     assert process.owner_pid == os.getpid()
     process.be_forgotten()
     process.abandon()
+    list(process.stop_flow(whole=True, grace=1.0))
     assert process.engine.log == []
+
+
+def test_a_start(stage, process, monkeypatch):
+    """It is asked of the engine, without a deadline; the child is held then, and its pipes are the caller's."""
+    asked = []
+
+    def launch(*what, **how):
+        asked.append((what, how))
+        return stage.child, [5, 6]
+        yield
+
+    monkeypatch.setattr(flows, "launch_flow", launch)
+    process.child = None
+    assert stage.play(process.start_flow(patient=True)) == [5, 6]
+    assert process.child is stage.child
+    assert asked == [((process.engine, process.spec, None), {"patient": True})]

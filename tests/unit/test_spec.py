@@ -52,6 +52,11 @@ def test_the_flags(given, flags):
     assert spec.detached == bool(given.get("detach"))
 
 
+def test_output_is_watched_unless_it_is_said_not_to_be():
+    """A start is announced while the command runs, if anybody looks at its pipes."""
+    assert build_spec(["x"], {"stdout": subprocess.PIPE}, hold=False).flags == TREE
+
+
 # --- streams and input ------------------------------------------------------------------------------------------------
 class File:
     """Something with a descriptor."""
@@ -116,25 +121,39 @@ def test_the_command(args, given, argv):
 
 
 @pytest.mark.parametrize(
-    ("args", "cls", "parameter"),
+    ("args", "shell", "cls", "parameter", "value"),
     [
-        ("a b", BadArgumentType, "args"),
-        (b"a", BadArgumentType, "args"),
-        ("a 'b", BadArgumentType, "args"),
-        (5, BadArgumentType, "args"),
-        ([], BadArgument, "args"),
-        (["a", "b\0"], BadArgument, "args[1]"),
-        (["a", 1], BadArgumentType, "args[1]"),
-        (["a", "b", "\0"], BadArgument, "args[2]"),
+        ("a b", False, BadArgumentType, "args", "a b"),
+        (b"a", False, BadArgumentType, "args", b"a"),
+        ("a 'b", False, BadArgumentType, "args", "a 'b"),
+        (5, False, BadArgumentType, "args", 5),
+        ([], False, BadArgument, "args", []),
+        ((), False, BadArgument, "args", ()),
+        ([], True, BadArgument, "args", []),
+        (["a", "b\0"], False, BadArgument, "args[1]", "b\0"),
+        (["a", 1], False, BadArgumentType, "args[1]", 1),
+        (["a", "b", "\0"], False, BadArgument, "args[2]", "\0"),
+        ("a\0", True, BadArgument, "args", "a\0"),
+        (Path("a\0"), False, BadArgument, "args", Path("a\0")),
     ],
 )
-def test_what_is_no_command(args, cls, parameter):
+def test_what_is_no_command(args, shell, cls, parameter, value):
     """Each is refused with the word that is wrong."""
     with pytest.raises(cls) as caught:
-        spec_of(args=args)
-    assert caught.value.parameter == parameter
-    assert caught.value.value
+        spec_of(args=args, shell=shell)
+    assert (caught.value.parameter, caught.value.value) == (parameter, repr(value))
+    assert not str(caught.value).startswith("None")
     assert caught.value.help
+
+
+@pytest.mark.parametrize(
+    ("args", "advice"), [("a 'b c'", "['a', 'b c']"), (b"a b", "['a', 'b']"), ("a 'b", '["a \'b"]')]
+)
+def test_a_command_line_is_refused_with_the_list_to_write(args, advice):
+    """As a shell would split it, or whole where it cannot be split."""
+    with pytest.raises(BadArgumentType) as caught:
+        spec_of(args=args)
+    assert advice in caught.value.help
 
 
 def test_a_program_without_a_name_is_not_found():
@@ -287,6 +306,7 @@ def test_what_cannot_be(given, cls, parameter):
     assert type(caught.value) is cls
     assert caught.value.parameter == parameter
     assert caught.value.value not in ("", "None")
+    assert not str(caught.value).startswith("None")
 
 
 def test_a_descriptor_that_is_not_open():
@@ -294,6 +314,20 @@ def test_a_descriptor_that_is_not_open():
     with pytest.raises(SpawnError, match=f"descriptor {ALONE} of pass_fds is not open") as caught:
         spec_of(pass_fds=[ALONE])
     assert (caught.value.errno, caught.value.stage) == (errno.EBADF, "fds")
+
+
+def test_as_many_descriptors_as_a_message_carries(monkeypatch):
+    """From 3 up, beside the body, the directory and the streams."""
+
+    class System:
+        fstat = staticmethod(lambda _fd: None)
+
+    monkeypatch.setattr(options, "os", System)
+    fds = tuple(range(3, 3 + wire.MAX_FDS - 5))
+    assert options._pass_fds(fds) == fds
+    monkeypatch.undo()
+    with pytest.raises(BadArgument, match=f"one message carries {wire.MAX_FDS - 5} descriptors"):
+        spec_of(pass_fds=(*fds, 1000))
 
 
 def test_descriptors_are_passed_once_and_in_order():
@@ -334,6 +368,16 @@ def test_a_user_is_looked_up_by_name():
     """The database is asked, for users and for groups."""
     own = pwd.getpwuid(os.getuid()).pw_name
     assert spec_of(user=own).credentials[0] == os.getuid()
+    for option, kind in (("user", "user"), ("group", "group"), ("extra_groups", "group")):
+        with pytest.raises(BadArgument, match=f"no {kind} named 'nobody knows'"):
+            spec_of(**{option: "nobody knows" if option == kind else ["nobody knows"]})
+
+
+def test_users_and_groups_are_not_mixed_up(monkeypatch):
+    """A user's number is that of the user database, though a group has the same name."""
+    monkeypatch.setattr("pwd.getpwnam", lambda name: type("Entry", (), {"pw_uid": 77 if name == "x" else None}))
+    monkeypatch.setattr("grp.getgrnam", lambda name: type("Entry", (), {"gr_gid": 88 if name == "x" else None}))
+    assert spec_of(user="x", group="x", extra_groups=["x"]).credentials[:3] == (77, 88, (88,))
 
 
 # --- text, input, time ------------------------------------------------------------------------------------------------

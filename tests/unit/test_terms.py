@@ -29,6 +29,7 @@ def refused(call, cls, parameter, value):
     assert caught.value.parameter == parameter
     assert caught.value.value == repr(value)
     assert parameter in str(caught.value)
+    assert not str(caught.value).startswith("None")
 
 
 @pytest.mark.parametrize(
