@@ -12,7 +12,7 @@ from safespawn._core import child as flows
 from safespawn._core.flow import DeadlinePassed
 from safespawn._core.spec import SpawnSpec
 from safespawn._zygote import wire
-from support.stage import BEGAN, Stage, is_open, null_fds
+from support.stage import BEGAN, Stage, is_open, link, null_fds
 
 USAGE = tuple(range(16))
 PIDFD = 10**6  # no descriptor: for a child that is asked about and not signalled
@@ -168,11 +168,19 @@ def test_a_dead_zygote_is_asked_for_nothing(stage):
 def test_an_exit_is_the_zygotes_word(stage):
     """A late word of the start may come first; then the exit is known."""
     stage.now = BEGAN + 0.5
-    steps = [stage.nothing, stage.say(wire.STARTED, 77, 0, fds=null_fds(3)), stage.say(*exited(11, None))]
     before = len(os.listdir("/proc/self/fd"))
-    assert stage.play(flows.exit_flow(stage.child, None), *steps) is True
-    assert len(os.listdir("/proc/self/fd")) == before - 2  # three were made, and the pidfd is kept
-    assert is_open(stage.child.pidfd)
+    fds = [*null_fds(1), *os.pipe()]
+    steps = [
+        stage.nothing,
+        stage.say(wire.STARTED, 77, 5, fds=fds),
+        stage.silence,
+        stage.say(*exited(11, None), fds=null_fds(1)),
+    ]
+    flow = flows.exit_flow(stage.child, BEGAN + 0.5)
+    assert stage.play(flow, *steps[:3]) is False
+    assert (stage.child.pid, link(stage.child.pidfd)) == (77, os.devnull)
+    assert stage.play(flows.exit_flow(stage.child, None), steps[3]) is True
+    assert len(os.listdir("/proc/self/fd")) == before + 1
     assert (stage.child.returncode, stage.child.usage, stage.child.ended) == (-11, None, BEGAN + 0.5)
     assert stage.play(flows.exit_flow(stage.child, None)) is True
 
@@ -227,6 +235,7 @@ def test_a_pidfd_that_did_not_fit_is_no_end(stage, monkeypatch):
     class Connection:
         zygote = stage.zygote
         fileno = stage.connection.fileno
+        socket = stage.connection.socket
 
         def receive(self):
             if words:
@@ -235,10 +244,17 @@ def test_a_pidfd_that_did_not_fit_is_no_end(stage, monkeypatch):
 
     stage.child.connection = Connection()
     assert stage.play(flows.exit_flow(stage.child, None), stage.say(*exited(0))) is True
+    assert stage.child.status == 0
     words.append(OSError(errno.EIO, "broken"))
     stage.child.status = None
-    with pytest.raises(errors.SpawnLost, match="cannot be read: broken"):
+    with pytest.raises(errors.SpawnLost, match="cannot be read: broken") as caught:
         stage.play(flows.exit_flow(stage.child, None), stage.nothing)
+    assert caught.value.stage == "running"
+    words.append(flows.Truncated(24, "none left"))
+    with pytest.raises(errors.SpawnError) as caught:  # no room for the pipes: that is the start's failure
+        stage.play(flows.start_flow(stage.child, None), stage.nothing)
+    assert (caught.value.errno, caught.value.stage, caught.value.filename) == (24, "fds", None)
+    assert caught.value.argv == (b"tool", b"word")
     stage.child.connection = stage.connection
 
 
@@ -344,8 +360,10 @@ def test_no_status_is_made_up():
 def test_an_exited_child_is_released(stage):
     """RELEASE is said once, news of a sweep is passed over, and what was used is kept."""
     stage.child.status = 0
-    steps = [stage.nothing, stage.say(wire.SWEPT, 2), stage.say(wire.RELEASED, USAGE)]
+    before = len(os.listdir("/proc/self/fd"))
+    steps = [stage.nothing, stage.say(wire.SWEPT, 2, fds=null_fds(1)), stage.say(wire.RELEASED, USAGE)]
     stage.play(flows.release_flow(stage.child), *steps)
+    assert len(os.listdir("/proc/self/fd")) == before
     assert stage.heard() == [(wire.RELEASE,)]
     assert stage.child.usage == USAGE
     assert stage.waits == [5.0] * 3
@@ -516,6 +534,8 @@ def test_a_request_has_its_descriptors_in_order(stage):
     assert message[6:8] == ((1, 2, 3), ((4, 8),))
     message = flows.request(SpawnSpec((b"x",), streams=(wire.PIPE, wire.PIPE, wire.STDOUT)), Ambient, None)
     assert message[6] == (wire.PIPE, wire.PIPE, wire.STDOUT)
+    message = flows.request(SpawnSpec((b"x",), streams=(wire.NULL, 0, 0)), Ambient, None)
+    assert message[6] == (wire.NULL, 1, 2)
 
 
 def test_a_request_says_what_was_asked():
@@ -536,6 +556,36 @@ def test_the_ambient_goes_once_on_a_connection(stage):
         (message,) = stage.heard()
         assert message[3] == expected
     assert stage.connection.ambient is Ambient.carried
+
+
+@pytest.mark.parametrize(
+    ("streams", "count"),
+    [((wire.NULL, 0, wire.NULL), 2), ((wire.PIPE, 0, 0), 3), ((0, 0, 0), 4), ((wire.NULL,) * 3, 1)],
+)
+def test_each_stream_that_is_a_descriptor_goes_along(stage, streams, count):
+    """Also 0 in the place of another one."""
+    flows.send_request(stage.connection, SpawnSpec((b"x",), streams=streams), Ambient)
+    _, fds, _, _ = socket.recv_fds(stage.theirs, 65536, 16)
+    for fd in fds:
+        os.close(fd)
+    assert len(fds) == count
+
+
+@pytest.mark.parametrize("closed", [None, 0, 2])
+@pytest.mark.parametrize("error", [False, True])
+def test_the_own_streams_are_looked_at(stage, monkeypatch, closed, error):
+    """What the application would not hand down is /dev/null in the request: closed, or not inheritable."""
+
+    def look(fd):
+        if fd == closed and error:
+            raise OSError(errno.EBADF, "closed")
+        return fd != closed
+
+    monkeypatch.setattr(flows.os, "get_inheritable", look)
+    flows.send_request(stage.connection, SpawnSpec((b"x",)), Ambient)
+    monkeypatch.undo()
+    (message,) = stage.heard()
+    assert message[6] == {None: (1, 2, 3), 0: (wire.NULL, 1, 2), 2: (1, 2, wire.NULL)}[closed]
 
 
 def test_the_directory_comes_first(stage, tmp_path, monkeypatch):
@@ -560,7 +610,7 @@ def test_a_request_that_cannot_be_sent_is_told(stage):
     spec = SpawnSpec((b"x",), streams=(wire.NULL, wire.NULL, wire.NULL), pass_fds=(PIDFD,))
     with pytest.raises(errors.SpawnError) as caught:
         flows.send_request(stage.connection, spec, Ambient)
-    assert (caught.value.errno, caught.value.stage) == (errno.EBADF, "fds")
+    assert (caught.value.errno, caught.value.stage, caught.value.argv) == (errno.EBADF, "fds", (b"x",))
     stage.theirs.close()
     with pytest.raises(BrokenPipeError):
         flows.send_request(stage.connection, SpawnSpec((b"x",), streams=(wire.NULL,) * 3), Ambient)
@@ -574,7 +624,8 @@ def test_a_request_that_cannot_be_sent_is_told(stage):
 def test_no_current_directory(stage, monkeypatch, number, stage_name):
     """Where it cannot be opened, errno says whether descriptors are short or the directory is gone."""
 
-    def refuse(*_):
+    def refuse(path, flags):
+        assert (path, flags) == (".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(flows.os, "open", refuse)
@@ -582,6 +633,7 @@ def test_no_current_directory(stage, monkeypatch, number, stage_name):
         flows.send_request(stage.connection, SpawnSpec((b"x",)), Ambient)
     monkeypatch.undo()
     assert (caught.value.errno, caught.value.stage, caught.value.filename) == (number, stage_name, ".")
+    assert caught.value.argv == (b"x",)
 
 
 @pytest.mark.parametrize("closed", [(), (0,), (1, 2), (0, 1, 2)])

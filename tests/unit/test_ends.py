@@ -413,6 +413,20 @@ def test_a_dead_zygote_is_an_error_and_no_signal(ends):
     close_all(fds)
 
 
+def test_the_last_message_before_a_reset_is_whole(ends):
+    """With its descriptors, CLOEXEC, however long it is."""
+    connection, theirs = ends
+    fds = null_fds(2)
+    message = (wire.REFUSED, "x" * 3000)
+    socket.send_fds(theirs, [wire.encode(message)], fds)
+    connection.send((wire.RELEASE,))
+    theirs.close()
+    got, received = connection.receive()
+    assert (got, len(received)) == (message, 2)
+    assert not any(map(os.get_inheritable, received))
+    close_all([*fds, *received])
+
+
 def test_what_is_no_message_is_an_error(ends):
     """Its descriptors are closed."""
     fds = null_fds(2)

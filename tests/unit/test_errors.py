@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import resource
+import stat
 import subprocess
 from pathlib import Path
 
@@ -222,7 +223,9 @@ def test_a_name_that_is_not_in_path(tmp_path):
     """A bare name that PATH does not have is told with the PATH that was searched."""
     text = explain(errno.ENOENT, "nope", path=f"{tmp_path}:/nowhere")
     assert "no such file in the 2 directories of PATH" in text
+    assert f"'{tmp_path}:/nowhere'" in text
     assert "PATH is empty" in explain(errno.ENOENT, "nope", path="")
+    assert "give the program's absolute path, or a PATH" in explain(errno.ENOENT, "nope", path="")
 
 
 @pytest.mark.parametrize(
@@ -296,10 +299,56 @@ def test_a_file_that_may_not_be_executed(tmp_path):
     assert "must be searchable" in explain(errno.EACCES, str(tmp_path / "gone"))
 
 
+@pytest.mark.parametrize("mode", [0o100, 0o010, 0o001])
+def test_a_file_that_somebody_may_execute(tmp_path, mode):
+    """Is not said to lack the right for everybody."""
+    text = explain(errno.EACCES, make(tmp_path / "tool", b"#!/bin/sh\n", mode))
+    assert "no execute permission" not in text
+    assert f"has mode {stat.filemode(mode | stat.S_IFREG)}" in text
+
+
+def test_a_file_system_that_fails_while_it_is_asked(tmp_path, monkeypatch):
+    """Then nothing more is known than what the kernel said."""
+    (tmp_path / "link").symlink_to("gone")
+
+    def refuse(_path):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    text = explain(errno.ENOENT, str(tmp_path / "link"), argv=["tool"])
+    assert "command 'tool' did not start: stage 'exec' failed" in text
+    assert "calling again is safe once the cause is gone" in text
+
+
+def test_what_is_said_of_a_directory_that_exists(tmp_path):
+    """It is not said to be missing, whatever else is wrong with it."""
+    assert "does not exist" not in explain(errno.EACCES, str(tmp_path), stage="cwd")
+    assert f"'{tmp_path}/gone' does not exist" in explain(errno.ENOENT, f"{tmp_path}/gone", stage="cwd")
+    assert "does not exist" not in explain(errno.ENOENT, None, stage="cwd", argv=["x"])
+
+
+def test_the_applications_own_limit_is_named():
+    """The soft one, which counts."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+    try:
+        assert f"it may have {before[1] - 1} descriptors" in explain(errno.EMFILE, None, stage="fds", argv=["x"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_name_with_a_space_among_other_words():
+    """Is no command line."""
+    assert "whole command line" not in explain(errno.ENOENT, "my tool", argv=["my tool", "x"])
+    assert "whole command line" not in explain(errno.ENOENT, "tool", argv=["tool"])
+    assert "the command did not start" in explain(errno.EAGAIN, None, stage="fork", argv=[])
+
+
 def test_a_file_in_no_known_format(tmp_path):
     """ENOEXEC asks for a first line, or tells of an empty file or another processor."""
     assert "`#!/bin/sh`" in explain(errno.ENOEXEC, make(tmp_path / "a", b"echo hi\n"))
-    assert "is empty" in explain(errno.ENOEXEC, make(tmp_path / "b", b""))
+    assert f"{str(tmp_path / 'b')!r} is empty" in explain(errno.ENOEXEC, make(tmp_path / "b", b""))
+    assert "'gone' is neither a program" in explain(errno.ENOEXEC, "gone", path="/nowhere")
     assert "another processor" in explain(errno.ENOEXEC, make(tmp_path / "c", b"\x7fELF\2\1\1"))
 
 

@@ -25,7 +25,8 @@ class Engine:
         self.ended = False
         self.log = []
 
-    def is_readable(self, _fd):
+    def is_readable(self, fd):
+        assert isinstance(fd, int)
         return self.ended
 
     def give_back(self, connection):
@@ -80,11 +81,16 @@ def test_a_wait_ends_with_the_process(stage, process):
     """The pidfd is waited for, then the zygote's word, then the reaping; then everything is let go."""
     pidfd = stage.child.pidfd
     stage.now += 2.0
+
+    def later(interest, deadline):
+        stage.now += 1.0  # what the reaping takes is none of its time
+        return stage.say(wire.RELEASED, USAGE)(interest, deadline)
+
     steps = [
         stage.ready(pidfd),  # it looked so
         ends(process, stage.ready(pidfd)),
         stage.say(*exited(256, None)),
-        stage.say(wire.RELEASED, USAGE),
+        later,
     ]
     assert stage.play(process.wait_flow(None, None), *steps) == 1
     assert stage.watched[:2] == [{pidfd}, {pidfd}]
@@ -93,6 +99,7 @@ def test_a_wait_ends_with_the_process(stage, process):
     assert process.engine.log == ["given back"]
     assert process.is_over
     assert not is_open(pidfd)
+    assert process._claim == []
     assert stage.play(process.wait_flow(None, None)) == 1
     assert stage.play(process.poll_flow()) == 1
 
@@ -130,6 +137,7 @@ def test_a_zygote_that_does_not_tell_in_time(stage, process):
             stage.play(process.wait_flow(timeout, BEGAN + 0.5), stage.silence)
         assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], timeout, 77)
     assert (process.engine.log, process.is_over) == ([], False)
+    assert len(process._claim) == 1
     assert stage.play(process.wait_flow(None, None), stage.say(*exited(0))) == 0
 
 
@@ -144,6 +152,7 @@ def test_one_reads_and_the_others_wait_for_that(stage, process):
     assert stage.waits == [0.002, 0.003]
     third = process.wait_flow(None, None)
     assert next(third) == ({}, pytest.approx(BEGAN + 0.005))
+    assert third.send({})[0] == {}
     pidfd = stage.child.pidfd
     with pytest.raises(StopIteration):
         first.send(stage.say(*exited(0))({stage.connection.fileno(): 1}, None))
@@ -164,6 +173,7 @@ def test_an_interrupted_reader_lets_another_one_read(stage, process):
         with pytest.raises(interrupt):
             flow.throw(interrupt())
         assert not process.is_over
+        assert len(process._claim) == 1
     assert stage.play(process.wait_flow(None, None), stage.say(*exited(0))) == 0
 
 
@@ -499,6 +509,7 @@ def test_what_has_not_started():
     """It has no pid, and nothing to collect."""
     process = Process(Engine(), SpawnSpec((b"x",)), [])
     assert (process.pid, process.is_over, process.looks_ended()) == (0, True, True)
+    assert (process.returncode, process.duration, process.usage, process.failure) == (None, None, None, None)
     assert process.owner_pid == os.getpid()
     process.be_forgotten()
     process.abandon()
