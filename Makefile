@@ -28,7 +28,7 @@ docs := $(VENV)/.docs-$(here)
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress conformance integration lint format types mypy mypy-zygote pyright bench docs wheel clean requirements
+.PHONY: help demo test coverage stress conformance integration lint format types mypy mypy-zygote pyright bench docs wheel clean requirements
 .PHONY: interpreter
 
 help:  ## this list
@@ -39,6 +39,12 @@ demo: $(package)  ## the main job, on this machine, beside the standard library
 
 test: $(tests)  ## the test suite
 	$(py) -m pytest $(ARGS)
+
+# Tests may fail because they are watched (docs/testing.md says which): the table is printed all the same.
+coverage: $(dev)  ## branch coverage of the tests, child processes counted, by package (ARGS: which tests)
+	@rm -f .coverage .coverage.*; rc=0; $(py) -m coverage run -m pytest $(ARGS) || rc=$$?; \
+	$(py) -m coverage combine --quiet && $(py) -m coverage json --quiet -o .coverage.json && \
+	$(py) -c "$$by_package" .coverage.json; exit $$rc
 
 stress: $(tests)  ## the tests that load the machine for minutes
 	$(py) -m pytest -m stress $(ARGS)
@@ -104,6 +110,22 @@ def walk(name):
 walk(sys.argv[1])
 endef
 export list_group
+
+# The report of coverage.py, summed up by package.
+define by_package
+import collections, json, os, sys
+sums = collections.defaultdict(collections.Counter)
+for path, file in json.load(open(sys.argv[1]))["files"].items():
+    for name in (os.path.dirname(path), "all"):
+        sums[name].update({"modules": 1, **file["summary"]})
+columns = ("modules", "num_statements", "missing_lines", "num_branches", "missing_branches")
+print(f"\n{'package':36}{'modules':>8}{'lines':>8}{'missed':>8}{'branches':>9}{'missed':>8}{'covered':>9}")
+for name, total in sorted(sums.items(), key=lambda item: (item[0] == "all", item[0])):
+    seen = total["covered_lines"] + total["covered_branches"]
+    share = seen / max(1, total["num_statements"] + total["num_branches"])
+    print(f"{name:36}" + "".join(f"{total[c]:>{w}}" for c, w in zip(columns, (8, 8, 8, 9, 8))) + f"{share:>9.1%}")
+endef
+export by_package
 
 # Says "rank path" of an interpreter that really runs, is new enough and can make an environment; a pre-release ranks last.
 define probe

@@ -124,15 +124,15 @@ def test_what_may_wait_in_a_worker(ahead, goes):
 def test_a_source_is_asked_while_there_is_room(ahead, goes):
     """A busy worker with `AHEAD_SECONDS` of work is not given more; the next map has the next turn."""
     dispatcher = dispatcher_of()
-    sources = [Source(), Source()]
+    sources = [Source(), Source(), Source()]
     for source in sources:
         dispatcher.add_source(source)
     seat = dispatcher.idle.pop()
     seat.tasks[1] = task()
     seat.ahead = ahead
-    picked = [dispatcher.pick(seat, 0.0) for _ in range(3)]
-    assert picked == ([sources[0], sources[1], sources[0]] if goes else [None] * 3)
-    assert dispatcher.waiting == 2
+    picked = [dispatcher.pick(seat, 0.0) for _ in range(4)]
+    assert picked == ([*sources, sources[0]] if goes else [None] * 4)
+    assert dispatcher.waiting == 3
     seat.tasks.clear()
     assert dispatcher.pick(seat, 0.0) in sources
 
@@ -207,6 +207,7 @@ def test_paces_are_per_item_and_bounded():
 
     assert run("f", 4, 2.0).average == 0.5
     assert run("f", 10, 5.0).average == 0.5
+    assert run("f", 2, 1.0).average == 0.5
     assert run("f", 1, 4.5).average == 1.0
     for number in range(511):
         run(number, 1, 0.1)
@@ -219,15 +220,33 @@ def test_paces_are_per_item_and_bounded():
 def test_priorities_in_their_order():
     """The largest first, whatever came when; an empty level is passed over."""
     dispatcher = dispatcher_of()
-    tasks = {priority: task("new", priority=priority) for priority in (-1, 5, 0, 2)}
+    tasks = {priority: task("new", priority=priority) for priority in (-1, 5, 0, 1)}
     for each in tasks.values():
         dispatcher.submit(each, 0.0)
     seat = dispatcher.idle.pop()
-    for priority in (5, 2, 0, -1):
+    for priority in (5, 1, 0, -1):
         assert dispatcher.pick(seat, 0.0) == [tasks[priority]]
         dispatcher.finish(seat, tasks[priority].id, 1.0)
     assert dispatcher.pick(seat, 0.0) is None
     assert (dispatcher.waiting, dispatcher.unfinished) == (0, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"priority": 3}, {"key": 0}])
+def test_what_came_first_is_sent_first(options):
+    """Among those of one priority, or of one key."""
+    dispatcher = dispatcher_of()
+    tasks = submit(dispatcher, 3, function="new", **options)
+    seat = dispatcher.idle.pop()
+    for each in tasks:
+        assert dispatcher.pick(seat, 0.0) == [each]
+        dispatcher.finish(seat, each.id, 1.0)
+
+
+def test_a_new_seat():
+    """Nobody sits there."""
+    seat = Dispatcher(3).seats[2]
+    assert (seat.index, seat.state, seat.worker, seat.lender) == (2, EMPTY, None, None)
+    assert (seat.tasks, list(seat.own), seat.ahead, seat.finished) == ({}, [], 0.0, 0)
 
 
 def test_a_key_has_its_seat():
