@@ -79,6 +79,7 @@ def test_the_number_of_workers(monkeypatch, affinity, granted, expected):
 
     monkeypatch.setattr(cpus.os, "sched_getaffinity", ask)
     monkeypatch.setattr(cpus.os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(cpus, "_known", [])
     monkeypatch.setattr(cpus, "cgroup_quota", lambda: granted)
     assert cpus.usable_cpus() == expected
 
@@ -91,5 +92,23 @@ def test_a_machine_that_does_not_say_has_one(monkeypatch):
 
     monkeypatch.setattr(cpus.os, "sched_getaffinity", refuse)
     monkeypatch.setattr(cpus.os, "cpu_count", lambda: None)
+    monkeypatch.setattr(cpus, "_known", [])
     monkeypatch.setattr(cpus, "cgroup_quota", lambda: None)
     assert cpus.usable_cpus() == 1
+
+
+def test_a_quota_is_read_once_a_second(monkeypatch):
+    """It takes five files to find out; a change counts after that second."""
+    now, read = [100.0], []
+
+    def quota():
+        read.append(now[0])
+        return float(len(read))
+
+    monkeypatch.setattr(cpus, "_known", [])
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cpus, "cgroup_quota", quota)
+    monkeypatch.setattr(cpus.time, "monotonic", lambda: now[0])
+    for now[0], expected in ((100.0, 1), (100.5, 1), (101.0, 1), (101.125, 2), (102.125, 2), (103.5, 3)):
+        assert cpus.usable_cpus() == expected
+    assert read == [100.0, 101.125, 103.5]
