@@ -157,8 +157,9 @@ def _greet(
     Check the hello and make the record of the zygote.
     """
     if message[0] != wire.HELLO or len(fds) != 1 + int(message[5]):  # type: ignore[call-overload]
+        count = len(fds)
         close_all(fds)
-        raise RemoteProtocolError(f"a hello was expected, not kind {message[0]} with {len(fds)} descriptors")
+        raise RemoteProtocolError(f"a hello was expected, not kind {message[0]} with {count} descriptors")
     if message[2] != sys.version:
         close_all(fds)
         raise BootError(f"it runs Python {message[2]}", executable=sys.executable)

@@ -657,6 +657,25 @@ def test_who_would_inherit_a_descriptor():
     os.close(write_fd)
 
 
+def test_a_killed_child_that_ends_late(stage):
+    """Without a pidfd the zygote's word is all there is: it has its five seconds."""
+    stage.zygote.stopped = True
+    stage.play(flows.kill_flow(stage.child, whole=True), stage.silence, stage.say(*exited(9)))
+    assert stage.child.returncode == -9
+    assert stage.zygote.told == ["suspect"]
+    assert signals_heard(stage) == [("SIGKILL", True)]
+
+
+def test_a_late_start_whose_answer_cannot_be_read(stage, monkeypatch):
+    """Is given up."""
+
+    def refuse(_self):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(type(stage.connection), "receive", refuse)
+    stage.play(flows.unanswered_flow(stage.child), stage.nothing)
+
+
 def test_a_pidfd_may_be_any_number(stage, signalled, monkeypatch):
     """0 is one, in a program whose stdin is closed."""
     monkeypatch.setattr(flows, "kept_status", lambda _: None)

@@ -560,3 +560,42 @@ def test_a_result_says_what_is_known():
     assert (error.returncode, error.cmd, error.output, error.stderr) == (3, ["x"], b"o", b"e")
     assert (error.pid, error.duration, tuple(error.rusage)) == (7, 1.5, USAGE)
     assert struct_rusage(None) is None
+
+
+# --- interruptions at bad moments -------------------------------------------------------------------------------------
+def test_an_interruption_that_finds_the_zygote_dead(stage):
+    """Is what the caller hears of, not that the command is lost; the connection is closed."""
+    out, held = pipe_with(b"", closed=False)
+    spec = SpawnSpec((b"x",), streams=(NULL, PIPE, NULL))
+    engine = Engine(stage)
+    stage.zygote.keeps = True
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, started(stage, out), KeyboardInterrupt(), stage.hang_up, spec=spec, engine=engine)
+    assert engine.log[-1] == "discarded"
+    assert count_of(link(held)) == 1
+    os.close(held)
+
+
+def test_an_interruption_before_the_start_is_known(stage):
+    """The connection is closed, which ends whatever comes of the request; it is not used for the next one."""
+    engine = Engine(stage)
+    flow = flows.command_flow(engine, SpawnSpec((b"x",), streams=(NULL, NULL, NULL)), CommandOptions(["x"]))
+    next(flow)
+    with pytest.raises(KeyboardInterrupt):
+        flow.throw(KeyboardInterrupt())
+    assert engine.log == [("leased", False), "discarded"]
+    assert stage.zygote.starting == set()
+
+
+def test_an_interruption_while_a_late_start_is_given_up(stage):
+    """The deadline has passed, the kill is asked for; the connection is closed in any case."""
+    engine = Engine(stage)
+    flow = flows.command_flow(
+        engine, SpawnSpec((b"x",), streams=(NULL, NULL, NULL)), CommandOptions(["x"], deadline=BEGAN + 0.5)
+    )
+    next(flow)
+    stage.now = BEGAN + 0.5
+    flow.send({})
+    with pytest.raises(KeyboardInterrupt):
+        flow.throw(KeyboardInterrupt())
+    assert engine.log == [("leased", False), "discarded"]

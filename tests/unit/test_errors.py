@@ -320,6 +320,24 @@ def test_a_file_system_that_fails_while_it_is_asked(tmp_path, monkeypatch):
     assert "calling again is safe once the cause is gone" in text
 
 
+def test_a_program_on_a_file_system_without_execution(tmp_path, monkeypatch):
+    """Is told so; and one whose head cannot be read is told with its mode."""
+    tool = make(tmp_path / "tool", b"#!/no/such/python\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: type("Info", (), {"f_flag": os.ST_NOEXEC}))
+        assert f"{tool!r} lies on a file system mounted noexec" in explain(errno.EACCES, tool)
+        assert "move it" in explain(errno.EACCES, tool)
+    asked = []
+
+    def refuse(path, flags):
+        asked.append((path, flags))
+        raise PermissionError(errno.EACCES, "unreadable")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "has mode -rwxr-xr-x" in explain(errno.EACCES, tool)
+    assert asked == [(tool, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)]
+
+
 def test_what_is_said_of_a_directory_that_exists(tmp_path):
     """It is not said to be missing, whatever else is wrong with it."""
     assert "does not exist" not in explain(errno.EACCES, str(tmp_path), stage="cwd")
