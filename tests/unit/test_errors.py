@@ -264,6 +264,7 @@ def test_a_path_that_does_not_exist(tmp_path):
         (b"#!\t/no/such/python\t-u\nx y\n", "the interpreter in its first line, '/no/such/python', does not"),
         (b"#! /no/such/python -u -v\n\n", "the interpreter in its first line, '/no/such/python', does not"),
         (b"#!/no/such/X \n", "the interpreter in its first line, '/no/such/X', does not"),
+        (b"#!/no/such/X\ny z\n", "the interpreter in its first line, '/no/such/X', does not"),
     ],
 )
 def test_a_program_that_exists_and_is_not_found(tmp_path, content, expected):
@@ -335,7 +336,8 @@ def test_a_program_on_a_file_system_without_execution(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
     assert "has mode -rwxr-xr-x" in explain(errno.EACCES, tool)
-    assert asked == [(tool, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)]
+    assert "see SELinux or AppArmor" in explain(errno.EACCES, tool)
+    assert asked[:1] == [(tool, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)]
 
 
 def test_what_is_said_of_a_directory_that_exists(tmp_path):

@@ -90,6 +90,7 @@ def test_a_point_fails_where_it_is_said_to(plain, monkeypatch, point):
     made.log.clear()
     if point.endswith("send"):
         assert made.receive() == ("message", made.fds)
+        assert made.log == [("receive", False)]
         os.close(made.fds[0])
     else:
         made.send("x", (5,))

@@ -114,10 +114,11 @@ def test_a_child_that_cannot_be_reaped_takes_its_connection_along(stage, process
 
 def test_a_deadline_lets_it_run_on(stage, process):
     """It can be waited for again; nothing was let go."""
-    with pytest.raises(errors.TimeoutExpired) as caught:
-        stage.play(process.wait_flow(0.5, BEGAN + 0.5), stage.silence)
-    assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], 0.5, 77)
-    assert stage.waits == [0.5]
+    for timeout in (0.5, 0.0):
+        with pytest.raises(errors.TimeoutExpired) as caught:
+            stage.play(process.wait_flow(timeout, BEGAN + 0.5), stage.silence)
+        assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], timeout, 77)
+    assert stage.waits == [0.5, 0.5]
     assert (process.is_over, process.engine.log, is_open(stage.child.pidfd)) == (False, [], True)
     process.engine.ended = True
     assert stage.play(process.wait_flow(None, None), stage.say(*exited(0))) == 0
@@ -435,6 +436,22 @@ def test_output_that_somebody_else_holds(stage, process, output, wait_eof):
     else:
         assert stage.play(communicate(process, streams), *steps) == (0,)
         assert stage.waits == [None, 1.0, 0.2]
+
+
+@pytest.mark.parametrize("kind", ["wait", "communicate"])
+def test_each_who_waits_is_counted(process, output, kind):
+    """The pidfd stays open until the last one has left."""
+
+    def start():
+        return process.wait_flow(None, None) if kind == "wait" else communicate(process, output[0])
+
+    flows_of = [start(), start()]
+    for left, flow in zip((1, 2), flows_of, strict=True):
+        next(flow)
+        assert len(process._waiters) == left
+    for left, flow in zip((1, 0), flows_of, strict=True):
+        flow.close()
+        assert len(process._waiters) == left
 
 
 def test_a_deadline_has_the_output_so_far(stage, process, output):

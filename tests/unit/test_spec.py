@@ -446,6 +446,7 @@ def test_input_in_its_mode():
         with pytest.raises(BadArgumentType) as caught:
             input_bytes(value, mode)
         assert caught.value.parameter == "input"
+        assert type(value).__name__ in str(caught.value).split("\n")[0]
         assert caught.value.value == repr(value)
 
 
@@ -464,3 +465,4 @@ def test_what_is_no_timeout(timeout, cls):
         deadline_after(timeout, 100.0)
     assert type(caught.value) is cls
     assert (caught.value.parameter, caught.value.value) == ("timeout", repr(timeout))
+    assert str(caught.value).startswith("timeout is")

@@ -239,6 +239,22 @@ def test_a_body_in_a_memfd(monkeypatch):
         wire.from_memfd(header, fd)
 
 
+@pytest.mark.parametrize("missing", [0, *[1 << bit for bit in range(4)]])
+def test_a_body_without_one_of_its_seals(missing):
+    """Could still be changed by who sent it: it is refused."""
+    datagram = wire.encode((wire.REFUSED, "x"))
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(fd, datagram[8:])
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15 & ~missing)
+    header = datagram[:3] + bytes([wire.PROTOCOL | 0x80]) + datagram[4:8]
+    if missing:
+        with pytest.raises(wire.WireError, match="the body is not sealed"):
+            wire.from_memfd(header, fd)
+    else:
+        assert wire.from_memfd(header, fd) == datagram
+    os.close(fd)
+
+
 def test_a_memfd_that_cannot_be_filled_is_closed(monkeypatch):
     """And the error is told."""
     before = len(os.listdir("/proc/self/fd"))
