@@ -260,12 +260,13 @@ def test_a_deadline_after_the_exit_ends_the_rest(stage):
     os.close(held)
 
 
-def test_a_deadline_before_the_start(stage):
+@pytest.mark.parametrize("timeout", [0.5, 0.0])
+def test_a_deadline_before_the_start(stage, timeout):
     """It is a timeout like any other; what may have been started is killed."""
     engine = Engine(stage)
     with pytest.raises(errors.TimeoutExpired) as caught:
-        run(stage, stage.silence, stage.silence, engine=engine, timeout=0.0, deadline=BEGAN)
-    assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], 0.0, None)
+        run(stage, stage.silence, stage.silence, engine=engine, timeout=timeout, deadline=BEGAN + timeout)
+    assert (caught.value.cmd, caught.value.timeout, caught.value.pid) == (["tool"], timeout, None)
     assert engine.log == [("leased", False), "discarded"]
     assert stage.zygote.starting == set()
 
