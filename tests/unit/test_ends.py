@@ -132,6 +132,7 @@ def test_an_end_may_be_any_number():
     assert Streams(None, (drain, None)).interest() == {0: READ}
     assert Streams(None, (None, drain)).open_outputs == [0]
     drain.close()
+    assert not is_open(0)
     os.close(write_fd)
     for make in (WriteEnd, lambda fd: Feed(fd, b"data")):
         read_fd, write_fd = os.pipe()
@@ -432,8 +433,11 @@ def test_what_is_no_message_is_an_error(ends):
     fds = null_fds(2)
     before = len(os.listdir("/proc/self/fd"))
     socket.send_fds(ends[1], [b"nonsense"], fds)
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match="no safespawn message"):
         ends[0].receive()
+    assert len(os.listdir("/proc/self/fd")) == before
+    socket.send_fds(ends[1], [b""], fds)  # looks like the end
+    assert ends[0].receive() == (None, [])
     assert len(os.listdir("/proc/self/fd")) == before
     close_all(fds)
 
@@ -445,7 +449,7 @@ def test_more_descriptors_than_fit_are_an_error(ends):
     socket.send_fds(ends[1], [wire.encode((wire.STARTED, 7, 0))], fds)
     with pytest.raises(Truncated) as caught:
         ends[0].receive()
-    assert caught.value.errno == errno.EMFILE
+    assert (caught.value.errno, caught.value.strerror) == (errno.EMFILE, os.strerror(errno.EMFILE))
     assert len(os.listdir("/proc/self/fd")) == before
     socket.send_fds(ends[1], [wire.encode((wire.STARTED, 7, 0))], fds[: connections.MOST_FDS])
     _, received = ends[0].receive()
@@ -458,6 +462,7 @@ def test_a_shut_connection_reaches_a_copy(ends):
     connection, theirs = ends
     theirs.setblocking(False)
     with socket.socket(fileno=os.dup(connection.fileno())):
+        assert connection.owner_pid == os.getpid()
         connection.owner_pid = -1
         connection.shut()
         with pytest.raises(BlockingIOError):

@@ -50,7 +50,8 @@ def test_what_a_plain_command_is():
 
 def test_what_a_plain_task_is():
     """One call, without a limit, a second try, a key, or anything that came of it."""
-    task = Task(CALL, b"", None, len, None)
+    task = Task(CALL, b"", None, len, sink := object())
+    assert (task.mode, task.payload, task.parts, task.function, task.sink) == (CALL, b"", None, len, sink)
     assert (task.id, task.items, task.timeout, task.retries, task.priority, task.key) == (0, 1, None, 0, 0, None)
     assert (task.submitted, task.sent, task.pickling, task.deaths, task.thread, task.head) == (0.0, 0.0, 0.0, 0, 0, b"")
     assert len({CALL, EACH, EACH_STAR, STREAM}) == 4

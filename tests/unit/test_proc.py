@@ -27,7 +27,7 @@ def test_a_name_with_parentheses_is_passed_over(monkeypatch):
     read_fd, write_fd = os.pipe()
     os.write(write_fd, b"7 (a) R 5 (b)) S 1 2")
     os.close(write_fd)
-    monkeypatch.setattr(procfs.os, "open", lambda *_: read_fd)
+    monkeypatch.setattr(procfs.os, "open", lambda _path, flags: read_fd if flags == os.O_CLOEXEC else None)
     assert procfs.stat_fields(7) == [b"S", b"1", b"2"]
 
 
@@ -99,7 +99,7 @@ def test_what_a_process_does(files, monkeypatch, fields, wchan, expected):
 @pytest.mark.parametrize(
     ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["ipv4", "ipv6"]
 )
-def test_who_listens(family, address):
+def test_who_listens(monkeypatch, family, address):
     """A socket that listens is found in its process and in the parent's tree; another port, and a bound one, is not."""
     with socket.socket(family, socket.SOCK_STREAM) as bound, socket.socket(family, socket.SOCK_STREAM) as server:
         try:
@@ -113,7 +113,20 @@ def test_who_listens(family, address):
         assert procfs.listens(os.getppid(), port)
         assert not procfs.listens(os.getpid(), other)
         assert not procfs.listens(GONE, port)
+        monkeypatch.setattr(procfs, "descendants", lambda _: [GONE])
+        assert not procfs.listens(os.getpid(), port)  # somebody listens there, and it is somebody else
+        monkeypatch.undo()
     assert not procfs.listens(os.getpid(), port)
+
+
+def test_a_machine_with_one_of_two_protocols(files, monkeypatch):
+    """The other one's list is looked at all the same."""
+    row = "  0: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 777 1"
+    files["/proc/7/net/tcp6"] = f"  sl  local_address\n{row}\n"
+    monkeypatch.setattr(procfs, "descendants", lambda pid: [pid])
+    monkeypatch.setattr(procfs, "_holds", lambda name, wanted: (name, wanted) == ("7", {"socket:[777]"}))
+    assert procfs.listens(7, 8080)
+    assert not procfs.listens(7, 8081)
 
 
 def test_a_tree(monkeypatch):

@@ -69,6 +69,13 @@ def test_no_window_has_more_restarts_than_allowed(restarts, per, steps):
             assert len(before) >= restarts
 
 
+def test_a_restart_leaves_the_window_at_its_very_end():
+    """After exactly so many seconds it does not count any more."""
+    intensity = Intensity(1, 10.0)
+    assert [intensity.allow(now) for now in (0.0, 9.5, 10.0)] == [True, False, True]
+    assert [intensity.count(now) for now in (19.5, 20.0)] == [1, 0]
+
+
 @given(st.sampled_from(restart.RESTARTS), st.sampled_from(restart.ENDS), st.sampled_from([None, 0, 1, 7, -9]))
 def test_who_comes_again(policy, end, code):
     """Under "never" none, a stopped one never, nor with a code that is excepted; "on-failure" after failures only."""
