@@ -67,8 +67,8 @@ class Connection:
                 return False
             self.socket.shutdown(_socket.SHUT_WR)
             return any(fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, bytes(4)))
-        except OSError:
-            return False  # it has gone
+        except (OSError, ValueError):
+            return False  # it has gone, or was closed here, and has no number any more
 
     def send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
         """

@@ -411,6 +411,42 @@ def test_a_request_that_was_not_read_goes_to_the_next_zygote(stage):
     assert engine.log == [("leased", False), "discarded"] * 4
 
 
+def test_a_request_that_a_hanging_zygote_has_not_read_goes_to_the_next(stage):
+    """It is taken back when that one is late, and can never be read any more."""
+    hung = stage.another()
+    outcome, engine = run(stage, stage.silence, stage.say(*exited(0)), engine=Engine(hung, stage))
+    assert (outcome.returncode, outcome.duration) == (0, 0.0)
+    assert engine.log == [("leased", False), "discarded", ("leased", False), "given back"]
+    assert hung.zygote.told == ["suspect"]
+    assert stage.waits == [1.0, 2.0]
+    assert [each[0] for each in hung.heard()] == [wire.SPAWN]
+    assert hung.theirs.recv(10) == b""
+
+
+def test_a_request_that_has_been_read_is_not_taken_back(stage):
+    """It may have run: this zygote is waited for."""
+
+    def late(interest, deadline):
+        assert len(stage.heard()) == 1
+        return stage.silence(interest, deadline)
+
+    outcome, engine = run(stage, late, stage.say(*exited(0)))
+    assert outcome.returncode == 0
+    assert engine.log == [("leased", False), "given back"]
+    assert stage.waits == [1.0, 10.0]
+
+
+def test_a_request_is_taken_back_three_times(stage):
+    """The fourth zygote is the last, and has its ten seconds."""
+    hung = [stage.another() for _ in range(3)]
+    engine = Engine(*hung, stage)
+    with pytest.raises(errors.ZygoteUnresponsive):
+        run(stage, *[stage.silence] * 5, engine=engine)
+    assert stage.waits == [1.0, 2.0, 3.0, 4.0, 13.0]
+    assert engine.log == [("leased", False), "discarded"] * 4
+    assert [each.zygote.told for each in hung] == [["suspect"]] * 3
+
+
 @pytest.mark.parametrize(
     ("step", "log", "cls"),
     [

@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import socket
+import termios
 
 import pytest
 
@@ -426,6 +427,41 @@ def test_the_last_message_before_a_reset_is_whole(ends):
     assert (got, len(received)) == (message, 2)
     assert not any(map(os.get_inheritable, received))
     close_all([*fds, *received])
+
+
+def test_what_has_not_been_read_is_taken_back(ends):
+    """The other side reads the end behind it. What has been read, or sent to nobody, is not taken back."""
+    connection, theirs = ends
+    assert not connection.retract()
+    connection.send((wire.RELEASE,))
+    theirs.recv(100)
+    assert not connection.retract()
+    connection.send((wire.CENSUS,))
+    assert connection.retract()
+    assert wire.decode(theirs.recv(100)) == (wire.CENSUS,)
+    assert theirs.recv(100) == b""
+    with pytest.raises(BrokenPipeError):
+        connection.send((wire.RELEASE,))
+    connection.socket.close()
+    assert not connection.retract()
+
+
+def test_what_is_read_in_that_moment_is_not_taken_back(ends, monkeypatch):
+    """The second look decides."""
+    connection, theirs = ends
+    looks = []
+
+    def look(fd, number, zeros):
+        looks.append((fd, number, zeros))
+        if len(looks) == 2:
+            theirs.recv(100)
+        return fcntl_ioctl(fd, number, zeros)
+
+    fcntl_ioctl = fcntl.ioctl
+    monkeypatch.setattr(fcntl, "ioctl", look)
+    connection.send((wire.CENSUS,))
+    assert not connection.retract()
+    assert looks == [(connection.fileno(), termios.TIOCOUTQ, bytes(4))] * 2
 
 
 def test_what_is_no_message_is_an_error(ends):

@@ -55,6 +55,18 @@ def files(monkeypatch):
     return found
 
 
+def test_who_was_stopped_before_its_exec(files, monkeypatch):
+    """Of the children: those that are stopped, or traced, and still are the program of who forked them."""
+    files["/proc/7/task/7/children"] = "8 9 10 11 12 "
+    states = {8: b"T", 9: b"S", 10: b"t", 11: b"T", 12: b"T"}
+    files.update({f"/proc/{pid}/cmdline": "python\0zygote\0" for pid in (7, 8, 9, 10)})
+    files["/proc/11/cmdline"] = "another\0"
+    monkeypatch.setattr(procfs, "stat_fields", lambda pid: [states[pid], b"7"] if pid in states else [])
+    assert procfs.stopped_before_exec(7) == [8, 10]
+    assert procfs.stopped_before_exec(8) == []
+    assert (procfs.command(11), procfs.command(12)) == (b"another\0", None)
+
+
 EVENTS = "low 0\noom 3\noom_kill 2\noom_group_kill 7\n"
 
 
