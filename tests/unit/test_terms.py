@@ -3,13 +3,25 @@
 import math
 import re
 from functools import partial
+from typing import get_args
 
 import attrs
 import pytest
 
+from safespawn._core import restart
 from safespawn._core.restart import Backoff, check_choice, check_number
 from safespawn._core.spec import SpawnSpec
-from safespawn._core.terms import Function, Program, Readiness, Terms, check_terms, optional_number, readiness
+from safespawn._core.terms import (
+    ON_HUNG,
+    Function,
+    OnHung,
+    Program,
+    Readiness,
+    Terms,
+    check_terms,
+    optional_number,
+    readiness,
+)
 from safespawn.errors import BadArgument, BadArgumentType
 
 FUNCTION = Function("f", (b"", []))
@@ -19,6 +31,28 @@ TERMS = Terms(
     ready=Readiness("started"), ready_timeout=1.0, stop_timeout=1.0, stop_signal=15, heartbeat=None, hang_after=None,
     on_hung="report", memory_max_bytes=None, max_age=None, on_line=None,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choices", "literal"),
+    [(restart.RESTARTS, restart.Restart), (restart.STRATEGIES, restart.Strategy), (restart.GIVE_UPS, restart.GiveUp),
+     (ON_HUNG, OnHung)],
+)  # fmt: skip
+def test_what_may_be_chosen_is_what_the_types_say(choices, literal):
+    """None more, none less."""
+    assert choices == get_args(literal)
+
+
+def test_what_counts_as_a_failure():
+    """Every end but a good one, and one that was wanted."""
+    assert set(restart.ENDS) - {"ok", "stopped", "recycled"} == restart.FAILURES
+    assert len(set(restart.ENDS)) == 9
+
+
+def test_what_a_plain_child_is():
+    """It needs nothing of the program's, and its output is not read."""
+    assert attrs.astuple(FUNCTION) == ("f", (b"", []), None, False, (), None, None, None)
+    assert PROGRAM.pipes_output is False
 
 
 def refused(call, cls, parameter, value):

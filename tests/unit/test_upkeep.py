@@ -77,6 +77,34 @@ def test_all_that_is_named_is_used(which):
         assert reached(table, {state}) & ends, state
 
 
+def test_what_happens_to_a_process_is_heard_wherever_there_is_one():
+    """Its exit while it lives; that it never started while it is being started; a stop and a hurry until SIGKILL."""
+    table = upkeep.RUN_TABLE
+    assert {state for state, event in table if event == upkeep.EXITED} == upkeep.ALIVE
+    assert {table[state, upkeep.EXITED] for state in upkeep.ALIVE} == {(upkeep.BURYING, ("bury",))}
+    for event in (upkeep.STARTED, upkeep.FAILED):
+        assert {state for state, each in table if each == event} == {upkeep.BORN, upkeep.UNWANTED}
+    assert {state for state, event in table if event == upkeep.STOP} == {upkeep.BORN, upkeep.STARTING, upkeep.UP}
+    assert {state for state, event in table if event == upkeep.HURRY} == {
+        upkeep.BORN, upkeep.STARTING, upkeep.UP, upkeep.ASKED, upkeep.DUMPED,
+    }  # fmt: skip
+
+
+def test_a_child_hears_its_owner_in_every_state():
+    """A stop unless it stops or is done; a start where nothing runs; the end of a run where one may."""
+    table = upkeep.CHILD_TABLE
+    assert {state for state, event in table if event == upkeep.STOP} == (
+        set(upkeep.CHILD_STATES) - {upkeep.STOPPING, upkeep.DONE}
+    )
+    assert {state for state, event in table if event == upkeep.START} == upkeep.RUNLESS
+    assert {state for state, event in table if event == upkeep.RUN_OVER} == (
+        set(upkeep.CHILD_STATES) - upkeep.RUNLESS - {upkeep.DOWN}
+    )
+    assert upkeep.RUNLESS - {upkeep.WAITING} == upkeep.RESTING
+    for event in (upkeep.REST, upkeep.RETRY, upkeep.OVERRUN):  # what is decided when a run is over
+        assert {state for state, each in table if each == event} == {upkeep.DOWN}
+
+
 def reached(table, found):
     """The states that can be reached from those *found*."""
     while True:
