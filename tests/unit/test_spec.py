@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -404,12 +405,7 @@ def test_when_streams_are_text(given, expected):
 @pytest.mark.parametrize("utf8_mode", [0, 1])
 def test_the_encoding_is_the_locales(monkeypatch, utf8_mode):
     """Or UTF-8, where Python's mode says so."""
-
-    class Flags:
-        pass
-
-    Flags.utf8_mode = utf8_mode
-    monkeypatch.setattr(options.sys, "flags", Flags)
+    monkeypatch.setattr(options, "sys", SimpleNamespace(flags=SimpleNamespace(utf8_mode=utf8_mode)))
     monkeypatch.setattr("locale.getencoding", lambda: "latin-1")
     for given in ((True, None, None), (None, None, "replace"), (None, None, None, True)):
         assert text_mode(*given).encoding == ("utf-8" if utf8_mode else "latin-1")
