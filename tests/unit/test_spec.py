@@ -196,6 +196,12 @@ def test_a_field(given, field, expected):
     assert getattr(spec_of(**given), field) == expected
 
 
+def test_one_option_alone():
+    """Leaves all others as if nothing had been asked."""
+    assert spec_of(cwd="/") == SpawnSpec((b"tool",), cwd=b"/", flags=TREE | QUIET)
+    assert spec_of(nice=1).umask is None
+
+
 LIMIT = resource.RLIMIT_NOFILE
 HARD = resource.getrlimit(LIMIT)[1]
 
