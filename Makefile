@@ -40,7 +40,7 @@ demo: $(package)  ## the main job, on this machine, beside the standard library
 test: $(tests)  ## the test suite
 	$(py) -m pytest $(ARGS)
 
-# Tests may fail because they are watched (docs/testing.md says which): the table is printed all the same.
+# A test may fail because it is watched: the table is printed all the same, and the exit code is that of the tests.
 coverage: $(dev)  ## branch coverage of the tests, child processes counted, by package (ARGS: which tests)
 	@rm -f .coverage .coverage.*; rc=0; $(py) -m coverage run -m pytest $(ARGS) || rc=$$?; \
 	$(py) -m coverage combine --quiet && $(py) -m coverage json --quiet -o .coverage.json && \
@@ -94,7 +94,7 @@ wheel: $(dev)  ## sdist and wheel, checked by twine
 	$(py) -m twine check --strict $(DIST)/*
 
 clean:  ## remove the environment, builds and caches
-	rm -rf $(VENV) $(DIST) $(SITE) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(DIST) $(SITE) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage .coverage.* mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ---------------------------------------------------------------------------------------------------
