@@ -48,7 +48,11 @@ def refuse_reentry(what: str) -> None:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("safespawn", "multiprocessing")):
         frame = frame.f_back
-    raise MainReentered(what, filename=frame.f_code.co_filename, lineno=frame.f_lineno)
+    name = frame.f_globals.get("__name__", "")
+    at_top = frame.f_code.co_name == "<module>" and name not in ("__main__", "__mp_main__")
+    raise MainReentered(
+        what, filename=frame.f_code.co_filename, lineno=frame.f_lineno, module=name if at_top else ""
+    )  # fmt: skip
 
 
 def current_worker() -> CurrentWorker | None:

@@ -121,3 +121,13 @@ if __name__ == "__main__":
 def test_a_thread_that_outlives_the_main_thread_may_make_a_pool(tmp_path):
     """What the standard library refuses to import by then is not needed."""
     assert run(LATE, tmp_path) == (0, "3\n", "")
+
+
+def test_a_pool_at_the_top_of_a_module_that_the_program_imports(tmp_path):
+    """A worker that loads the program for its task is refused that pool, and told where to put the call."""
+    (tmp_path / "shop.py").write_text("import safespawn\nPOOL = safespawn.Pool(1)\n", "utf-8")
+    program = "import shop\ndef mine(x):\n    return x\nif __name__ == '__main__':\n    shop.POOL.map(mine, [1])\n"
+    code, _, error = run(program, tmp_path)
+    assert code == 1
+    assert "importing module 'shop'" in error
+    assert "put the call into a function" in error
