@@ -27,7 +27,7 @@ import attrs
 from safespawn._core import events, upkeep
 from safespawn._core.restart import FAILED, FAILURES, GiveUp, Intensity, Strategy, affected
 from safespawn._core.terms import Terms
-from safespawn._drive import vigil
+from safespawn._drive import levels, orphans, vigil
 from safespawn._drive.charge import Charge, Starter
 from safespawn._drive.ledger import Ledger
 from safespawn._drive.pump import Pump
@@ -145,6 +145,10 @@ class Keeper:
         seconds = watchdog_seconds()
         if seconds is not None:
             self._beat(seconds / 2)
+        self.orphanage: orphans.Orphanage | None = None
+        if orphans.inherits_orphans():
+            self.orphanage = orphans.Orphanage()
+            self._look_for_orphans()
 
     # --- for whoever serves it ---------------------------------------------------------------------------------------
     def call(self, action: Callable[[], object]) -> None:
@@ -166,6 +170,11 @@ class Keeper:
     def _beat(self, seconds: float) -> None:
         notify("WATCHDOG=1")
         self.later(seconds, functools.partial(self._beat, seconds))
+
+    def _look_for_orphans(self) -> None:
+        assert self.orphanage is not None  # noqa: S101 - this process gets some
+        self.orphanage.look()
+        self.later(orphans.LOOK_SECONDS, self._look_for_orphans)
 
     # --- children ----------------------------------------------------------------------------------------------------
     def start(self, terms: Terms, starter: Starter) -> Charge | None:
@@ -504,6 +513,7 @@ class Keeper:
             "events": dict(self.counts),
             "events_dropped": sum(feed.dropped for feed in self.feeds),
             "restarts": self.intensity.count(now),
+            "orphans_reaped": 0 if self.orphanage is None else self.orphanage.reaped,
             "stopping": round(self.bound(), 3) if self.closing and not self.over else None,
         }
 

@@ -111,6 +111,21 @@ def test_as_the_first_process_of_a_container():
     assert outer.returncode == 0
 
 
+@pytest.mark.parametrize("how", ["namespace", "subreaper", "leader"])
+def test_orphans_are_reaped(how):
+    """What came from elsewhere is reaped; a child that has ended keeps its status for whoever asks for it later."""
+    argv = program("children_orphans.py", "subreaper")
+    if how == "namespace":
+        namespace = ["unshare", "--pid", "--fork", "--mount-proc"]
+        if subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode:
+            pytest.skip("this user may make no namespace of processes")
+        argv = [*namespace, *argv[:-1]]
+    found = subprocess.run(
+        argv, stdout=subprocess.PIPE, env=ENV, timeout=100, check=True, start_new_session=how == "leader"
+    )
+    assert json.loads(found.stdout) == {"states": ["Z"] * 4, "ends": [7, 8, 9]}
+
+
 @pytest.mark.parametrize("how", [("serve",), *(("loop", name) for name in LOOPS)], ids="-".join)
 def test_a_second_ctrl_c_shortens_the_end(how):
     """A child that has a thousand seconds to end does not keep a program whose user presses Ctrl-C again."""
