@@ -119,7 +119,7 @@ class Generation:
                     return connection
                 if now < limit:
                     continue
-                if self.is_busy:
+                if self.is_busy and self.usable:
                     limit = now + LATE_SECONDS
                     continue
                 self.suspect()

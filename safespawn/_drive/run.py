@@ -14,13 +14,13 @@ import marshal
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safespawn._core import restart, upkeep
 from safespawn._core.child import KILL_SECONDS, Child, exit_flow, kernels_word, release_flow, sweep_flow, tell
 from safespawn._core.command import launch_flow
 from safespawn._core.connection import close_all
-from safespawn._core.flow import Flow
+from safespawn._core.flow import Flow, earliest
 from safespawn._core.procfs import birth, looks, oom_kills
 from safespawn._core.terms import Function, Program
 from safespawn._drive import doom, readiness
@@ -31,6 +31,7 @@ from safespawn._drive.worker import Worker, start_error
 from safespawn._worker.messages import LOG, RAISED, READY, SETUP_FAILED, START_FAILED
 from safespawn._worker.payload import unpack
 from safespawn._worker.raised import unpack_error
+from safespawn._zygote import wire
 from safespawn.errors import SafespawnError
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from safespawn._drive.charge import Charge
     from safespawn._drive.keeper import Keeper
 
+T = TypeVar("T")
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
 PATIENCE_SECONDS = 1.0  # for the start of a process that nobody wants any more; fifty times what a start takes
-LOOK_SECONDS = 0.25  # between looks whether it is stopped; arbitrary
+LOOK_SECONDS = 0.25  # between looks whether who is asked is stopped or busy; arbitrary
 ORPHAN_SECONDS = 1.0  # for the warden to end a command whose zygote has gone, which takes it a moment
 SWEEPS = 100  # looks for what it has left, until nothing is found; what was killed takes a moment to be gone
 SWEEP_SECONDS = 0.01  # between two
@@ -358,17 +360,16 @@ class Run:
                 if self.worker.socket is not None:
                     self.worker.socket.shutdown(1)  # SHUT_WR: nothing more will be said to it
         tell(child, 0, whole=True)
-        if child.connection.zygote.is_stopped() or not self._by_lifeline(self.terms.stop_signal):
+        zygote = child.connection.zygote
+        if zygote.is_busy or zygote.is_stopped() or not self._by_lifeline(self.terms.stop_signal):
             self.signal(self.terms.stop_signal)
-        if not self._by_lifeline(signal.SIGCONT):
+        if zygote.is_busy or not self._by_lifeline(signal.SIGCONT):
             self.signal(signal.SIGCONT)
 
     def _by_lifeline(self, number: int) -> bool:
         """
         Have the zygote send a signal, behind what it was asked before. Says whether it could be asked.
         """
-        from safespawn._zygote import wire
-
         assert self.child is not None  # noqa: S101 - it has started
         try:
             self.child.connection.send((wire.KILL, int(number), False))
@@ -454,12 +455,12 @@ class Run:
         try:
             yield from self._news_flow(child)
             for _ in range(SWEEPS):
-                swept = yield from sweep_flow(child)
+                swept = yield from self._answered_flow(child, sweep_flow(child))
                 if not swept:
                     break
                 self.left += swept
                 yield {}, time.monotonic() + SWEEP_SECONDS
-            yield from release_flow(child)
+            yield from self._answered_flow(child, release_flow(child))
         except (SafespawnError, OSError, EOFError):  # the zygote or the template has gone, or is stopped
             if child.status is None:
                 child.status = kernels_word(child.pid, child.pidfd, self.born)
@@ -468,17 +469,51 @@ class Run:
 
     def _news_flow(self, child: Child) -> Flow[None]:
         """
-        The zygote's or the template's word on how it ended. One that is stopped has none: then what it would sweep up
-        is killed here, as far as it is in the group.
+        The zygote's or the template's word on how it ended.
         """
-        zygote, began = child.connection.zygote, time.monotonic()
-        while child.status is None:
-            now = time.monotonic()
-            if zygote.is_stopped() or now >= began + NEWS_SECONDS:
-                zygote.suspect()
-                self._kill_group()
-                raise child.unresponsive("exited, status unknown", now - began)
-            yield from exit_flow(child, now + LOOK_SECONDS)
+        began = time.monotonic()
+        if child.status is None:
+            self._check_answers(child, began)
+            yield from self._answered_flow(child, exit_flow(child, began + NEWS_SECONDS))
+        if child.status is None:
+            child.connection.zygote.suspect()
+            self._kill_group()
+            raise child.unresponsive("exited, status unknown", time.monotonic() - began)
+
+    def _answered_flow(self, child: Child, flow: Flow[T]) -> Flow[T]:
+        """
+        *flow*, which asks the zygote or the template, for as long as that one can answer.
+        """
+        began = time.monotonic()
+        try:
+            want = next(flow)
+            while True:
+                ready = yield want[0], earliest(want[1], time.monotonic() + LOOK_SECONDS)
+                if not ready:
+                    self._check_answers(child, began)
+                    if want[1] is None or time.monotonic() < want[1]:
+                        continue
+                want = flow.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            flow.close()
+
+    def _check_answers(self, child: Child, began: float) -> None:
+        """
+        Do not wait for a zygote or template that is stopped; nor for a template that has been importing something for
+        another child since before this began. What it would sweep up is killed here, as far as it is in the group, and
+        the rest by itself, once it can.
+        """
+        zygote, now = child.connection.zygote, time.monotonic()
+        if zygote.is_stopped():
+            zygote.suspect()
+        elif not zygote.is_busy or now < began + LOOK_SECONDS:
+            return
+        self._kill_group()
+        with contextlib.suppress(OSError):
+            child.connection.send((wire.KILL, int(signal.SIGKILL), True))
+        raise child.unresponsive("exited, status unknown", now - began)
 
     def _buried(self, _nothing: None, error: BaseException | None) -> None:
         if self.source is not None and self.source.pending:

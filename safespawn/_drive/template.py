@@ -131,8 +131,7 @@ class Template(Generation):
         except BaseException:
             self.usable = False
             raise
-        finally:
-            self.is_busy = False
+        finally:  # still busy with it, if it was not waited for
             self._askers.discard(token)
 
     def on_stray(self, message: "tuple[Any, ...]") -> None:
@@ -140,9 +139,9 @@ class Template(Generation):
         What became of LOAD_MAIN; whoever hears it first takes note of it for all.
         """
         if message[0] == wire.LOADED:
-            self.has_main = True
+            self.has_main, self.is_busy = True, False
         elif message[0] == wire.FAILED:
-            self.usable = False
+            self.usable = self.is_busy = False
             self.main_refusal = refusal(marshal.loads(message[3]))  # noqa: S302 - our own child's words
 
     def looks_alive(self) -> bool:

@@ -12,6 +12,7 @@ import time
 import pytest
 
 import safespawn
+from safespawn._drive import run
 from support import child_tasks, leaks
 from support.applications import Application, Census
 from support.child_tasks import PLAIN
@@ -314,6 +315,40 @@ def test_a_start_that_is_not_answered_does_not_hold_up_the_end(preloaded):
     assert time.monotonic() - began < SECONDS
     thread.join(child_tasks.SECONDS)
     assert [type(error).__name__ for error in errors] == ["ClosedError"]
+
+
+@pytest.mark.parametrize(
+    ("how", "ends", "errors"),
+    [
+        ("stop", [["first", -signal.SIGTERM], ["second", -signal.SIGTERM]], []),
+        ("close", [["second", None], ["first", -signal.SIGTERM]], ["ClosedError"]),
+    ],
+)
+def test_a_template_that_imports_something_for_another_child(tmp_path, how, ends, errors):
+    """It cannot tell how its children end meanwhile: they are asked and buried without it, and the start goes on."""
+    path = tmp_path / "imports"
+    path.touch()
+    argv = program("children_busy.py", path, how)
+    found = subprocess.run(argv, env=ENV, stdout=subprocess.PIPE, timeout=100, check=True)
+    said = json.loads(found.stdout)
+    assert (said["ends"], said["errors"]) == (ends, errors)
+    assert said["seconds"] < 5.0  # such a template's word would be waited for for six, and be nothing then
+
+
+def test_a_zygote_that_is_stopped_while_a_child_is_buried(supervisor, monkeypatch):
+    """Whoever waits for the end of a child waits no longer for it than for one that was stopped before."""
+
+    def stop_and_sweep(child):
+        os.kill(child.connection.zygote.pid, signal.SIGSTOP)
+        return sweep_flow(child)
+
+    sweep_flow = run.sweep_flow
+    monkeypatch.setattr(run, "sweep_flow", stop_and_sweep)
+    child = supervisor.start("x", PLAIN)
+    began = time.monotonic()
+    child.stop()
+    assert time.monotonic() - began < 4.0  # five for each of two answers
+    assert (child.state, supervisor.recent_events()[-1].returncode) == ("done", -signal.SIGTERM)
 
 
 def test_the_template_is_stopped(supervisor):
