@@ -140,8 +140,11 @@ class AsyncChild(ChildView):
         `Child.restart`.
         """
         latch = self._family.latch()
-        self._restart(latch.set)
+        refused: list[Exception] = []
+        self._restart(latch.set, refused)
         await self._family.wait(latch, None, self._hurry)
+        if refused:
+            raise refused[0]
 
     async def stacks(self) -> str:
         """

@@ -265,11 +265,15 @@ class ChildView:
             raise ForeignCopy(f"child {self.name!r}", owner_pid=self._keeper.pid, pid=os.getpid())
         self._keeper.call(action)
 
-    def _restart(self, tell: Callable[[], object]) -> None:
+    def _restart(self, tell: Callable[[], object], refused: list[Exception]) -> None:
         """
-        Where the pump runs: another process, whatever there is now.
+        Where the pump runs: another process, whatever there is now. Why it cannot be is in *refused* then.
         """
         charge = self._charge
+        if charge.is_forgotten:
+            refused.append(ClosedError(f"child {self.name!r}", help="it ended, and was forgotten: start another one"))
+            tell()
+            return
         if self._keeper.closing:
             tell()
             return
@@ -303,11 +307,21 @@ class Child(ChildView):
 
     def restart(self) -> None:
         """
-        Have another process take its place, and wait until that is ready, or the child at rest.
+        Have another process take its place, and wait until that is ready, or the child at rest. In a callback it is
+        asked for only.
+
+        Raises:
+            ClosedError: It ended long ago, and was forgotten: start another one.
         """
+        refused: list[Exception] = []
+        if self._family.is_served_here():
+            self._call(functools.partial(self._restart, _nobody, refused))
+            return
         done = threading.Event()
-        self._call(functools.partial(self._restart, done.set))
+        self._call(functools.partial(self._restart, done.set, refused))
         self._family.wait(done, None, self._hurry)
+        if refused:
+            raise refused[0]
 
     def stacks(self) -> str:
         """

@@ -148,6 +148,7 @@ CHILD_TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 RESTING = frozenset({IDLE, DONE, GIVEN_UP})  # nothing happens until its owner wants it
+ENDED = frozenset({DONE, GIVEN_UP})  # as RESTING, but once it has run
 RUNLESS = frozenset({IDLE, WAITING, DONE, GIVEN_UP})  # no run of its own is left
 
 

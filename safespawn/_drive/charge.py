@@ -68,6 +68,8 @@ class Charge:
         self.starter: Starter | None = starter
         self.row: board.Row = board.publish("child", terms.name, owner=keeper.name, state=upkeep.IDLE)
         self.is_new: bool = True  # it has never been ready: its starter waits
+        self.is_forgotten: bool = False  # the keeper does not know it any more
+        self.ended_at: float = 0.0  # monotonic
         self.resting: list[Callable[[], object]] = []  # told when it is at rest
         self.changing: list[Callable[[], object]] = []  # told when it is ready again, or at rest
 
@@ -303,12 +305,9 @@ class Charge:
         """
         Effect: in some time its earlier failures are forgotten; and it is watched from now on.
         """
-        self.keeper.later(self.terms.backoff.reset_after, functools.partial(self._settled, self.run))
+        assert self.run is not None  # noqa: S101 - it is ready
+        self.keeper.later_for(self.terms.backoff.reset_after, self.run.settle)
         self.keeper.watch_over(self)
-
-    def _settled(self, run: Run | None) -> None:
-        if run is self.run:
-            self.send(upkeep.STABLE)
 
     def forget_failures(self) -> None:
         """
@@ -331,8 +330,7 @@ class Charge:
         elif self.is_new or not again:
             self.send(upkeep.REST)
         elif keeper.takes_along(self):
-            self.delay = 0.0  # a sibling has failed: it is not this one's doing
-            self.send(upkeep.RETRY)
+            self.send(upkeep.RETRY)  # when they are; a sibling has failed: it is not this one's doing
         elif not keeper.window_of(self).allow(time.monotonic()):
             self.send(upkeep.OVERRUN)
         else:
@@ -374,6 +372,7 @@ class Charge:
         """
         Effect: it has failed too often.
         """
+        self.ended_at = time.monotonic()
         self.keeper.give_up(self)
         self.tell_waiters()
 
@@ -381,6 +380,7 @@ class Charge:
         """
         Effect: it is at rest.
         """
+        self.ended_at = time.monotonic()
         if self.is_new:
             error = self.recent[-1] if self.recent else ClosedError(f"child {self.name!r}")
             self.keeper.forget(self)

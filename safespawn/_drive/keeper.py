@@ -37,6 +37,7 @@ from safespawn.child_errors import ChildrenGaveUp, how_it_ended
 from safespawn.errors import BadArgument, BrokenError, ClosedError
 
 KEPT_EVENTS = 1000
+KEPT_CHILDREN = 100  # that have ended, of ten kilobytes each; arbitrary: who wants to know of one has it, or its events
 RUNG_SECONDS = 0.5  # beside its grace, for what a stopping child costs: stacks, SIGKILL, burial
 HURRY_SECONDS = 0.2  # for a child to end by SIGTERM, when whoever waits has lost patience
 _LEDGER_SLOTS = 16
@@ -131,6 +132,7 @@ class Keeper:
         self.feeds: list[Feed] = []
         self.history: deque[events.Event] = deque(maxlen=KEPT_EVENTS)
         self.counts: Counter[str] = Counter()
+        self.forgotten: int = 0  # children that had ended, to make room for later ones
         self._ledgers: list[Ledger] = []
         self._wake_fd = -1  # the relay's
         self.logged: threading.Event = threading.Event()  # all that there was to log
@@ -162,6 +164,19 @@ class Keeper:
         Do *action* in some time, unless all is over by then.
         """
         self.pump.call_at(time.monotonic() + seconds, functools.partial(self._do, action))
+
+    def later_for(self, seconds: float, method: Callable[[], object]) -> None:
+        """
+        `later`, for a method of something that need not live so long: a timer of days keeps no process's remains.
+        """
+        found = weakref.WeakMethod(method)
+
+        def do() -> None:
+            alive = found()
+            if alive is not None:
+                alive()
+
+        self.later(seconds, do)
 
     def _do(self, action: Callable[[], object]) -> None:
         if not self.over:
@@ -199,9 +214,23 @@ class Keeper:
         """
         It is at rest, and of no interest any more.
         """
-        if self.charges.get(charge.name) is charge:
-            del self.charges[charge.name]
-            charge.let_go()
+        del self.charges[charge.name]
+        for each in self.rounds:
+            if charge.name in each.names:
+                each.names.remove(charge.name)
+        charge.is_forgotten = True
+        charge.let_go()
+
+    def _forget_oldest(self) -> None:
+        """
+        Keep no more children that have ended than there is room for.
+        """
+        if len(self.charges) > KEPT_CHILDREN:
+            ended = [charge for charge in self.charges.values() if charge.state in upkeep.ENDED and charge.is_clear]
+            ended.sort(key=lambda charge: charge.ended_at)
+            for charge in ended[: max(0, len(ended) - KEPT_CHILDREN)]:
+                self.forget(charge)
+                self.forgotten += 1
 
     def window_of(self, charge: Charge) -> Intensity:
         """
@@ -220,7 +249,6 @@ class Keeper:
         *charge* comes again, and those that its failure takes along.
         """
         names = [charge.name] if alone else affected(self.strategy, list(self.charges), charge.name)
-        names = [name for name in names if name == charge.name or self.charges[name].state not in upkeep.RESTING]
         if self.strategy == "one_for_one" or alone:
             self.rounds = [each for each in self.rounds if each.names != names]
         else:
@@ -512,6 +540,7 @@ class Keeper:
             "children": [charge.figures(now) for charge in list(self.charges.values())],
             "events": dict(self.counts),
             "events_dropped": sum(feed.dropped for feed in self.feeds),
+            "forgotten": self.forgotten,
             "restarts": self.intensity.count(now),
             "orphans_reaped": 0 if self.orphanage is None else self.orphanage.reaped,
             "stopping": round(self.bound(), 3) if self.closing and not self.over else None,

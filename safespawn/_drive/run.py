@@ -229,7 +229,7 @@ class Run:
         """
         Effect: find out when it is ready, within its time.
         """
-        self.keeper.later(self.terms.ready_timeout, self._late)
+        self.keeper.later_for(self.terms.ready_timeout, self._late)
         if self.probing is not None:
             try:
                 self.probing.start()
@@ -382,7 +382,10 @@ class Run:
         Effect: give it its time.
         """
         seconds = self.keeper.grace(self.terms.stop_timeout)
-        self.keeper.later(seconds, functools.partial(self.send, upkeep.GRACE_OVER))
+        self.keeper.later_for(seconds, self._grace_over)
+
+    def _grace_over(self) -> None:
+        self.send(upkeep.GRACE_OVER)
 
     def dump(self) -> None:
         """
@@ -607,6 +610,12 @@ class Run:
         """
         self.ready_at = time.monotonic()
         self.charge.on_run_ready(self)
+
+    def settle(self) -> None:
+        """
+        It has been ready for a while.
+        """
+        self.charge.on_settled(self)
 
     def report_over(self) -> None:
         """

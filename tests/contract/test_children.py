@@ -601,6 +601,14 @@ def test_a_late_failure_has_its_traceback(supervisor):
     assert exited.end == "error"
 
 
+def test_an_error_that_was_told_before_a_signal(supervisor):
+    """A function that raised, said so, and was killed before it had ended, ended by its error."""
+    events = supervisor.events()
+    supervisor.start("x", child_tasks.says_and_is_killed, ready="notify", restart="never")
+    exited = until(events, "Exited")
+    assert (exited.end, exited.returncode, str(exited.error)) == ("error", -signal.SIGKILL, "last words")
+
+
 def test_ready_and_ended_before_anybody_listened(supervisor, monkeypatch):
     """A function that said that it is ready has started, however soon it ends, and however late that is heard."""
     watch = Run.watch
