@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LINES = 5  # arbitrary: enough for the last complaint of most programs
 _CHARS = 200  # arbitrary: keeps a log readable that has an error in it
+_OTHER_ENDS = {"failed": "could not be started", "outgrown": "needs more memory than its memory_max"}
 _CRASHES = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT))
 
 
@@ -71,7 +72,7 @@ class ChildFailed(ChildError):
         self, *, child: str, pid: int | None = None, returncode: int | None = None, end: str = "error",
         seconds: float = 0.0, stderr: str = "", oom: bool | None = False, known: Sequence[str] = (), help: str = "",
     ) -> None:  # fmt: skip
-        what = "could not be started" if end == "failed" else f"failed: {how_it_ended(returncode, pid)}"
+        what = _OTHER_ENDS.get(end) or f"failed: {how_it_ended(returncode, pid)}"
         facts = [] if end == "failed" else [f"it ran {seconds:.1f} s"]
         lines = [line[:_CHARS] for line in stderr.strip().splitlines()[-_LINES:]]
         facts += ["the last that it wrote to stderr:\n" + "\n".join(lines)] if lines else []
@@ -177,6 +178,8 @@ def _advice(returncode: int | None, end: str, oom: object) -> str:
         return "the kernel ran out of memory: give the child less to do, or recycle it with memory_max="
     if end == "failed":
         return "the cause below says why"
+    if end == "outgrown":
+        return "memory_max= is for a process that grows: give it well above what the child needs when it is ready"
     if returncode is not None and -returncode in _CRASHES:
         return "a crash in C code: look at the last lines of its stderr, and for a core file"
     if returncode == -signal.SIGKILL:

@@ -59,7 +59,8 @@ class Exited(Event):
     Attributes:
         end: How: "ok", "error" (it raised, or exited with another code than 0), "signal" (one that the supervisor did
             not send), "late" (ended, because it was not ready in time), "hung" (ended, because it hung), "failed" (not
-            started), "lost" (nobody can say), "stopped" (as it was asked), "recycled" (another one has its place).
+            started), "lost" (nobody can say), "outgrown" (ended, because it and those before it were larger than
+            memory_max as soon as they were ready), "stopped" (as it was asked), "recycled" (another one has its place).
         returncode: Its exit code, -N for signal N; None where nobody can say.
         duration: Seconds that it ran.
         error: What it raised, or why it did not start; None otherwise.
@@ -134,7 +135,7 @@ class Stopping(Event):
     It is asked to end.
 
     Attributes:
-        why: "stop", "restart", "late", "hung", "recycled", "shutdown".
+        why: "stop", "restart", "late", "hung", "memory", "recycled", "shutdown".
         seconds: That it has for it.
     """
 

@@ -22,7 +22,7 @@ STRATEGIES: tuple[Strategy, ...] = ("one_for_one", "one_for_all", "rest_for_one"
 GIVE_UPS: tuple[GiveUp, ...] = ("raise", "degrade")
 
 # --- how a run ended ------------------------------------------------------------------------------------------------
-OK, ERROR, SIGNAL, LATE, HUNG, FAILED, LOST, STOPPED, RECYCLED = ENDS = (
+OK, ERROR, SIGNAL, LATE, HUNG, FAILED, LOST, OUTGROWN, STOPPED, RECYCLED = ENDS = (
     "ok",  # it returned, or exited with 0
     "error",  # it raised, or exited with another code
     "signal",  # a signal ended it that we did not send
@@ -30,10 +30,13 @@ OK, ERROR, SIGNAL, LATE, HUNG, FAILED, LOST, STOPPED, RECYCLED = ENDS = (
     "hung",  # it was ended, because it hung
     "failed",  # it could not be started
     "lost",  # it has ended, and nobody can say how
+    "outgrown",  # it was ended: it was larger than memory_max as soon as it was ready, and so were those before it
     "stopped",  # it was asked to end
     "recycled",  # another run has taken its place
 )
-FAILURES = frozenset({ERROR, SIGNAL, LATE, HUNG, FAILED, LOST})
+FAILURES = frozenset({ERROR, SIGNAL, LATE, HUNG, FAILED, LOST, OUTGROWN})
+
+EARLY_SECONDS = 10.0  # after it was ready: what is too large by then did not become so by and by; arbitrary
 
 
 @attrs.frozen
@@ -126,6 +129,14 @@ def comes_again(restart: Restart, end: str, returncode: int | None, no_restart_c
     if end == STOPPED or restart == "never" or (returncode is not None and returncode in no_restart_codes):
         return False
     return restart == "always" or end in FAILURES
+
+
+def outgrows(size: int, limit: int, age: float) -> bool:
+    """
+    Whether a process of *size* bytes that got ready *age* seconds ago needs more than its *limit* at all. Another one
+    in its place would be no smaller: that is no leak, which recycling cures, but a failure.
+    """
+    return size > limit and age < EARLY_SECONDS
 
 
 def end_of(returncode: int | None) -> str:

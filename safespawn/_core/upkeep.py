@@ -103,13 +103,14 @@ RUN_OVER = "run-over"  # its run is gone
 LATE = "late"  # its run has not got ready in time
 STABLE = "stable"  # its run has been ready for long enough to forget earlier failures
 RECYCLE = "recycle"  # its run is too old or too large: another one takes its place when that is ready
+OUTGROWN = "outgrown"  # its run was too large as soon as it was ready: so will the next one be
 SUCCESSOR_READY = "successor-ready"  # that other one is
 REPLACE = "replace"  # its run is to end, and another one to come: a sibling has failed, it hangs, its owner wants it
 REST = "rest"  # decided: it is not to come again
 RETRY = "retry"  # decided: another run, after a delay
 OVERRUN = "overrun"  # decided: it has failed too often
 CHILD_EVENTS = (
-    START, RUN_READY, RUN_OVER, LATE, STABLE, RECYCLE, SUCCESSOR_READY, STOP, REPLACE, REST, RETRY, OVERRUN,
+    START, RUN_READY, RUN_OVER, LATE, STABLE, RECYCLE, OUTGROWN, SUCCESSOR_READY, STOP, REPLACE, REST, RETRY, OVERRUN,
 )  # fmt: skip
 
 CHILD_TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
@@ -125,6 +126,7 @@ CHILD_TABLE: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     (UP, RUN_OVER): (DOWN, ("drop_successor", "decide")),
     (UP, STABLE): (UP, ("forget_failures",)),
     (UP, RECYCLE): (UP, ("spawn_successor",)),
+    (UP, OUTGROWN): (UP, ("count_outgrown",)),
     (UP, SUCCESSOR_READY): (UP, ("take_over", "tell_ready", "start_settling", "stop_old")),
     (UP, STOP): (STOPPING, ("drop_successor", "stop_run")),
     (UP, REPLACE): (REPLACING, ("drop_successor", "stop_run")),

@@ -220,6 +220,21 @@ class Charge:
         """
         run.stop("unusable", restart.ERROR)
 
+    def on_settled(self, run: Run) -> None:
+        """
+        A process was ready a while ago.
+        """
+        if run is self.run:
+            self.send(upkeep.STABLE)
+
+    def on_outgrown(self, run: Run, size: int, age: float) -> None:
+        """
+        A process is larger than it may be, and has only just got ready: so would the next one be. Once for each.
+        """
+        limit = self.terms.memory_max_bytes
+        run.outgrown = f"it used {size:,} bytes {age:.1f} s after it was ready, and memory_max is {limit:,}"
+        self.send(upkeep.OUTGROWN)
+
     # --- effects -----------------------------------------------------------------------------------------------------
     def spawn(self) -> None:
         """
@@ -238,6 +253,27 @@ class Charge:
             self.runs += 1
             self.successor = Run(self, self.runs)
             self.successor.begin()
+
+    def count_outgrown(self) -> None:
+        """
+        Effect: it needs more memory than it may have, which counts as a failure. The present process stays for as long
+        as there may be another one.
+        """
+        run, now = self.run, time.monotonic()
+        assert run is not None  # noqa: S101 - it is up
+        if self.keeper.window_of(self).allow(now):
+            self.failures += 1
+            self.recent.append(self._too_large(run))
+            delay = self.terms.backoff.delay(self.failures, random.random())  # noqa: S311 - no secret
+            self.no_successor_before = max(self.no_successor_before, now + delay)
+        else:
+            run.stop("memory", restart.OUTGROWN)
+
+    def _too_large(self, run: Run) -> ChildFailed:
+        return ChildFailed(
+            child=self.name, pid=run.pid, returncode=run.returncode, end=restart.OUTGROWN,
+            seconds=time.monotonic() - run.began, known=(run.outgrown,),
+        )  # fmt: skip
 
     def drop_successor(self) -> None:
         """
@@ -351,6 +387,8 @@ class Charge:
             )  # fmt: skip
         if run.end not in FAILURES and not (self.is_new and run.end != restart.STOPPED):
             return None
+        if run.end == restart.OUTGROWN:
+            return self._too_large(run)
         if run.end == restart.FAILED and self.is_new and isinstance(run.error, Exception):
             return run.error
         error = ChildFailed(

@@ -25,7 +25,7 @@ from typing import Any
 import attrs
 
 from safespawn._core import events, upkeep
-from safespawn._core.restart import FAILED, FAILURES, GiveUp, Intensity, Strategy, affected
+from safespawn._core.restart import FAILED, FAILURES, OUTGROWN, GiveUp, Intensity, Strategy, affected
 from safespawn._core.terms import Terms
 from safespawn._drive import levels, orphans, vigil
 from safespawn._drive.charge import Charge, Starter
@@ -608,6 +608,8 @@ def words(event: events.Event) -> tuple[int, str]:
         why = f": {type(event.error).__name__}: {event.error}".partition("\n")[0] if event.error is not None else ""
         if event.end == FAILED:
             return 30, f"it could not be started{why}"
+        if event.end == OUTGROWN:
+            return 30, f"process {event.pid} was ended: like those before it, it needs more memory than its memory_max"
         return 30, f"{how_it_ended(event.returncode, event.pid)} ({event.end}) after {event.duration:.1f} s{why}"
     if isinstance(event, events.Killed):
         stacks = f"; it did this instead:\n{event.stacks.rstrip()}" if event.stacks else ""

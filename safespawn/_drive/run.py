@@ -98,6 +98,7 @@ class Run:
         self.stderr: str = ""
         self.oom: bool | None = False
         self.stacks: str = ""
+        self.outgrown: str = ""  # how it was too large as soon as it was ready, if it was
         self.doubts: tuple[str, ...] = ()  # what else is known of why it does not get ready
         self.beat_at: float | None = None  # of a command, by WATCHDOG=1
         self.oom_before: int | None = None

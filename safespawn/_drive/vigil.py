@@ -214,7 +214,11 @@ def look_at_size(charge: "Charge", watch: Watch, now: float) -> None:
                 size = int(file.read().split()[1]) * _PAGE
         except (OSError, IndexError):
             return
-        if size > limit:
+        run = watch.run
+        age = now - (run.ready_at or now)
+        if not run.outgrown and restart.outgrows(size, limit, age):
+            charge.on_outgrown(run, size, age)
+        if size > limit and run.state == upkeep.UP:
             charge.send(upkeep.RECYCLE)
     if now >= watch.too_old_at:
         charge.send(upkeep.RECYCLE)

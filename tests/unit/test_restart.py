@@ -90,6 +90,16 @@ def test_how_a_process_ended_by_itself(code, end):
     assert restart.end_of(code) == end
 
 
+@pytest.mark.parametrize(
+    ("size", "age", "expected"),
+    [(101, 0.0, True), (101, 9.9, True), (101, 10.0, False), (100, 0.0, False)],
+)
+def test_what_needs_more_than_its_limit(size, age, expected):
+    """Too large within ten seconds of being ready is too large at all; later it has grown, and a new one is a cure."""
+    assert restart.outgrows(size, 100, age) == expected
+    assert restart.OUTGROWN in restart.FAILURES
+
+
 @given(NAMES, st.data())
 def test_who_is_taken_along(names, data):
     """The failed one is always among them, in the children's order; rest_for_one takes no earlier one along."""
