@@ -60,6 +60,12 @@ class Family:
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake_fd, 1)
 
+    def is_served_here(self) -> bool:
+        """
+        Whether this is the thread that serves it, in a callback: nobody can wait for the children here.
+        """
+        return threading.get_ident() == self.thread.ident and self.keeper.pid == os.getpid()
+
     def check_thread(self) -> None:
         """
         Whether this thread can wait for the family.
@@ -71,7 +77,7 @@ class Family:
         keeper = self.keeper
         if keeper.pid != os.getpid():
             raise ForeignCopy(f"Supervisor {keeper.name!r}", owner_pid=keeper.pid, pid=os.getpid())
-        if threading.get_ident() == self.thread.ident:
+        if self.is_served_here():
             from safespawn.pool_errors import WaitInCallback
 
             raise WaitInCallback(f"Supervisor {keeper.name!r}")

@@ -76,13 +76,24 @@ class AsyncSupervisor(Supervisor):
         if trouble is not None and not (isinstance(trouble, Exception) and noted(error, self.name, trouble)):
             raise trouble
 
+    def close(self) -> None:
+        """
+        Ask for the end, and return at once, for ``on_event`` and other callbacks: the children are stopped in order,
+        and `serve` returns then. `aclose`, or leaving the block, waits for that and ends the rest.
+        """
+        family = self._family
+        if family is None:
+            super().close()  # it was never entered
+        else:
+            family.keeper.call(family.keeper.close)
+
     async def aclose(self) -> None:
         """
         Stop the children, then end everything else that this supervisor started. Bounded. Leaving the block does it.
         """
         family = self._family
         try:
-            if family is not None and not family.over.is_set:
+            if family is not None:
                 await family.close()
         finally:
             await super().aclose()

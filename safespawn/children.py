@@ -33,10 +33,11 @@ from safespawn._core.terms import (
 )
 from safespawn._drive.charge import Charge
 from safespawn._drive.keeper import Keeper
+from safespawn._drive.run import Run
 from safespawn._pool_base import checked_preload
 from safespawn._worker import current, main_module
 from safespawn._worker.payload import pack
-from safespawn.errors import BadArgument, BadArgumentType, ForeignCopy, UnsupportedOption
+from safespawn.errors import BadArgument, BadArgumentType, ClosedError, ForeignCopy, UnsupportedOption
 
 if TYPE_CHECKING:
     from safespawn._family import Family
@@ -194,6 +195,17 @@ def _pack(call: Any, *, by_value: bool) -> tuple[bytes, list[bytes], Any]:
     return data, [bytes(part) for part in parts], None
 
 
+def _nobody() -> None:
+    """
+    Is told, and does nothing.
+    """
+
+
+def _hurry_each(runs: Iterable[Run]) -> None:
+    for run in runs:
+        run.send(upkeep.HURRY)
+
+
 class ChildView:
     """
     A supervised child, as `Child` and `AsyncChild` have it in common. Its process may change; it stays the same.
@@ -249,6 +261,20 @@ class ChildView:
         """
         return self._charge.figures(time.monotonic())
 
+    def request_stop(self, timeout: float | None = None) -> None:
+        """
+        Ask for what `stop` does, and return at once; from any thread or callback, ``on_event`` too.
+
+        Args:
+            timeout: Seconds after which it gets no more time to end by itself; default: its ``stop_timeout``.
+        """
+        self._call(functools.partial(self._stop_soon, timeout))
+
+    def _stop_soon(self, timeout: float | None) -> None:
+        self._charge.stop("stop")
+        if timeout is not None:
+            self._keeper.later(timeout, functools.partial(_hurry_each, self._charge.processes()))
+
     def send_signal(self, number: int) -> None:
         """
         Signal its process; nothing happens where there is none.
@@ -296,11 +322,14 @@ class Child(ChildView):
     def stop(self, timeout: float | None = None) -> None:
         """
         Stop it, and wait until it is gone with all that it started; it is not started again. Bounded by the ladder's
-        own time.
+        own time. In a callback (``on_event``, ``on_line``) it is asked for only: nothing is waited for.
 
         Args:
             timeout: Seconds after which it gets no more time to end by itself; default: its ``stop_timeout``.
         """
+        if self._family.is_served_here():
+            self.request_stop(timeout)
+            return
         gone = threading.Event()
         self._call(functools.partial(self._stop, gone.set))
         self._family.wait(gone, timeout, self._hurry)
@@ -338,8 +367,7 @@ class Child(ChildView):
         self._charge.when_resting(tell)
 
     def _hurry(self) -> None:
-        for run in self._charge.processes():
-            run.send(upkeep.HURRY)
+        _hurry_each(self._charge.processes())
 
     def _look(self, found: list[str], tell: Callable[[], object]) -> None:
         run = self._charge.run

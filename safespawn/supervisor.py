@@ -16,6 +16,7 @@ Runs in: application, any thread; entered and left by the same one.
 import atexit
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -103,6 +104,7 @@ class Supervisor(Runner):
         self._family: Any = None  # a Family, with the first child
         self._is_async = False
         self._told: BaseException | None = None  # of the children, and raised already
+        self._closer: threading.Thread | None = None  # once a callback has asked for the end
         self._change: tuple[Any, Any] | None = None  # of multiprocessing's start method
 
     def __repr__(self) -> str:
@@ -250,14 +252,45 @@ class Supervisor(Runner):
         stopped, the last one first, each within its own time; the rest gets SIGTERM, a grace, SIGKILL, whole trees,
         within stop_timeout. Ctrl-C makes it shorter.
 
-        A second call does nothing. In a forked copy of the application nothing is touched.
+        A second call does nothing. In a forked copy of the application nothing is touched. In a callback of the
+        children (``on_event``, ``on_line``) it returns at once: a thread does all that, and leaving waits for it.
         """
+        if self._family is not None and self._family.is_served_here():
+            self._close_beside()
+            return
+        self._await_closer()
         stopping, deadline = self._begin_to_close()
         try:
             stopping.wait(deadline)
         finally:
             deadline = self._close_children(deadline)
         stopping.check()
+
+    def _close_beside(self) -> None:
+        """
+        Have a thread close this supervisor: where a callback runs nothing can be waited for.
+        """
+        if self._closer is None:
+            self._closer = threading.Thread(target=self.close, name=f"safespawn close {self.name}")
+            try:
+                self._closer.start()
+            except RuntimeError:  # no further thread is allowed: then leaving does the rest
+                self._closer = None
+                self._family.keeper.call(self._family.keeper.close)
+
+    def _await_closer(self) -> None:
+        """
+        Wait for the thread that closes this supervisor, if there is one. Ctrl-C makes it shorter.
+        """
+        closer, interruption = self._closer, None
+        while closer is not None and closer is not threading.current_thread() and closer.is_alive():
+            try:
+                closer.join()
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interruption = interruption or error
+                self._family.keeper.call(self._family.keeper.hurry)
+        if interruption is not None:
+            raise interruption
 
     def _close_children(self, deadline: float) -> float:
         """

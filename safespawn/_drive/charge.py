@@ -4,7 +4,6 @@ One supervised child: what its table says, done.
 Runs in: application, where the pump runs. The attributes may be read from anywhere.
 """
 
-import functools
 import random
 import time
 from collections import deque

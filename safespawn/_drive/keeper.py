@@ -300,6 +300,7 @@ class Keeper:
                     self.rounds.remove(each)
         for charge in list(self.charges.values()):
             charge.tell_waiters()
+        self._forget_oldest()
         if self.on_rest and self.is_at_rest():
             for tell in list(self.on_rest):
                 tell()
@@ -479,7 +480,7 @@ class Keeper:
         if self.on_event is not None:
             try:
                 self.on_event(event)
-            except Exception as error:  # noqa: BLE001 - as any callback
+            except BaseException as error:  # noqa: BLE001 - as any callback, also one that wants to exit
                 self.report(error)
         if kind in ("ready", "exited") and "NOTIFY_SOCKET" in os.environ and not self.closing:
             up = sum(each.state == upkeep.UP for each in list(self.charges.values()))
@@ -508,7 +509,7 @@ class Keeper:
                 return
         try:
             logger.handle(record)
-        except Exception as error:  # noqa: BLE001 - a handler's trouble is not the children's
+        except BaseException as error:  # noqa: BLE001 - a handler's trouble is not the children's
             report(error)
 
     def report(self, error: BaseException) -> None:

@@ -109,7 +109,7 @@ class Lines:
         if self.on_line is not None:
             try:
                 self.on_line(text)
-            except Exception as error:  # noqa: BLE001 - a callback of the user's must not end the engine
+            except BaseException as error:  # noqa: BLE001 - a callback of the user's must not end the engine
                 self.report(error)
         if self.pattern is not None:
             match = self.pattern.search(text)

@@ -198,7 +198,7 @@ class FunctionProbe:
         while not self.over.is_set():
             try:
                 value = self.function()
-            except Exception as error:  # noqa: BLE001 - it is why the child is not ready
+            except BaseException as error:  # noqa: BLE001 - it is why the child is not ready, also if it wants to exit
                 soon(functools.partial(self._broken, error))
                 return
             if value:
@@ -212,7 +212,7 @@ class FunctionProbe:
             self.run.value = value
             self.run.send(upkeep.READY)
 
-    def _broken(self, error: Exception) -> None:
+    def _broken(self, error: BaseException) -> None:
         if not self.over.is_set():
             self.run.error = error
             self.run.charge.on_unusable(self.run)

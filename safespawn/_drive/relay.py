@@ -486,6 +486,9 @@ def report(error: BaseException) -> None:
     """
     Say that a callback or a handler has failed, as a thread would. Raises nothing, whatever the program's hook does.
     """
+    if isinstance(error, SystemExit) and threading.excepthook is threading.__excepthook__:  # silent then
+        told = RuntimeError(f"a callback or a handler has called sys.exit({error.code!r}), which ends nothing here")
+        told.__cause__, error = error, told
     args = threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
     try:
         threading.excepthook(args)

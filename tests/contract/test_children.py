@@ -2,10 +2,12 @@
 
 # ruff: noqa: PT012 - what is raised comes in the middle of a block
 
+import gc
 import logging
 import math
 import multiprocessing
 import os
+import queue
 import re
 import resource
 import signal
@@ -14,6 +16,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from multiprocessing import resource_tracker
 
 import anyio
@@ -22,12 +25,14 @@ import pytest
 import safespawn
 import safespawn.children
 from safespawn import errors
+from safespawn._drive import keeper
 from safespawn._drive.run import Run
+from safespawn._worker import journal
 from safespawn.asupervisor import AsyncFamily
 from safespawn.child_errors import ChildFailed, ChildNotReady, ChildrenGaveUp
 from support import child_tasks
 from support.child_tasks import PLAIN, SECONDS, keeping
-from support.children import alive, program, survivors
+from support.children import alive, becomes, program, survivors
 
 
 @pytest.fixture(scope="module", autouse=True)
