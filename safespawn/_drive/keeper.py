@@ -138,6 +138,7 @@ class Keeper:
         self.logged: threading.Event = threading.Event()  # all that there was to log
         self._released = False
         self.waits: dict[Wait, None] = {}
+        self._follows_levels = False
         self._advancing = False
         self._watched: set[Charge] = set()
         _keepers.add(self)
@@ -573,6 +574,24 @@ class Keeper:
     def _first_record(self, _events: int) -> None:
         self.pump.unwatch(self._wake_fd)
         relay.ensure()
+
+    def follow_levels(self) -> None:
+        """
+        A function logs here: from now on it is told when the levels of this program have changed.
+        """
+        if not self._follows_levels:
+            self._follows_levels = True
+            self.later(levels.LOOK_SECONDS, self._look_at_levels)
+
+    def _look_at_levels(self) -> None:
+        self._follows_levels = False
+        present = levels.current_levels()
+        for charge in list(self.charges.values()):
+            for run in charge.processes():
+                if run.source is not None and run.state != upkeep.GONE:
+                    self.follow_levels()
+                    if run.levels is not present:
+                        run.tell_levels(present)
 
     def forget_in_copy(self) -> None:
         """

@@ -77,6 +77,7 @@ def _introduce(run: "Run", keeper: "Keeper", worker: Worker, terms: Terms, what:
     if wake_fd >= 0:
         run.source = relay.open(worker.journal.ring, terms.name, f"child {terms.name!r}", worker.pid)
     worker.send_journal(slot, ledger.fd, what.inheritance, wake_fd)
+    run.levels = current_levels()
     body = {
         "pool": terms.name,
         "index": 0,
@@ -84,7 +85,7 @@ def _introduce(run: "Run", keeper: "Keeper", worker: Worker, terms: Terms, what:
         "is_spare": False,
         **program_facts(what.main),
         "logging": "relay" if wake_fd >= 0 else "inherit",
-        "levels": current_levels(),
+        "levels": run.levels,
         "output": None,
         "finalizer": None,
         "initializer": None,
@@ -92,6 +93,8 @@ def _introduce(run: "Run", keeper: "Keeper", worker: Worker, terms: Terms, what:
         "ready": terms.ready.kind,
     }
     worker.send(SETUP, body)
+    if run.source is not None:
+        keeper.follow_levels()
 
 
 def _template_flow(engine: Any, key: TemplateKey, *, wants_main: bool) -> Flow[tuple[Template, Any]]:

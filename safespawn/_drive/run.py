@@ -28,7 +28,8 @@ from safespawn._drive.nursling import start_function_flow
 from safespawn._drive.output import Lines
 from safespawn._drive.relay import Source, defer, relay
 from safespawn._drive.worker import Worker, start_error
-from safespawn._worker.messages import LOG, RAISED, READY, SETUP_FAILED, START_FAILED
+from safespawn._worker.journal import LEVELS as LEVELS_SENT
+from safespawn._worker.messages import LEVELS, LOG, RAISED, READY, SETUP_FAILED, START_FAILED
 from safespawn._worker.payload import unpack
 from safespawn._worker.raised import unpack_error
 from safespawn._zygote import wire
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from safespawn._core.terms import Terms
     from safespawn._drive.charge import Charge
     from safespawn._drive.keeper import Keeper
+    from safespawn._drive.levels import Levels
 
 T = TypeVar("T")
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
@@ -104,6 +106,7 @@ class Run:
         self.oom_before: int | None = None
         self.left: int = 0  # processes
         self.source: Source | None = None  # of its log records
+        self.levels: Levels | None = None  # of loggers, as it was told them last
         self._held: list[bytes] = []  # a message that waits for the records before it
         self._starting: Any = None  # the flow that starts it
         self._lifeline = -1  # a command's, while it is watched
@@ -220,6 +223,20 @@ class Run:
         if self.state in upkeep.ALIVE:
             self._kill_group()
             self.signal(signal.SIGKILL)
+
+    def tell_levels(self, levels: "Levels") -> None:
+        """
+        Have a function log at the levels of this program. One that has not read the last ones is told another time.
+        """
+        worker = self.worker
+        if worker is None or worker.journal is None or self.state not in (upkeep.STARTING, upkeep.UP):
+            return
+        try:
+            worker.send(LEVELS, levels)
+        except OSError:  # above all BlockingIOError; or it has ended
+            return
+        self.levels = levels
+        worker.journal.cells[LEVELS_SENT] += 1
 
     def _let_lifeline_be(self) -> None:
         fd, self._lifeline = self._lifeline, -1

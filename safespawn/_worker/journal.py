@@ -24,6 +24,7 @@ from typing import Self
 from safespawn._worker.ring import Ring
 
 RUNNING, SINCE_NS, COMMITTED, INTERRUPT, STDERR_BYTES, AWAKE, ITEM, NAMED = range(8)  # ITEM: so many written
+LEVELS = AWAKE  # of a supervised child, which gets no tasks: so many times it was sent the levels of its loggers
 CELLS_BYTES = 64
 RESULTS_AT = 64
 RESULTS_BYTES = 60 * 1024

@@ -3,23 +3,28 @@ A supervised child: a Python process that runs one function, for as long as that
 
 It is set up as a pool's worker, so what it logs, warns of and prints goes the same way. Then the function is called, in
 the main thread. The request to stop is the end of the application's side of the task socket, which poll(2) tells of
-whatever lies unread before it: so any number of threads may look whether it has come.
+whatever lies unread before it: so any number of threads may look whether it has come. What may lie there are the
+levels of loggers, if they have changed since; one of these threads takes them.
 
 Runs in: supervised child.
 """
 
+import _socket
+import array
 import inspect
+import marshal
 import math
 import os
 import select
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any, NoReturn
 
 from safespawn._worker import current, journal, settling, within
-from safespawn._worker.messages import RAISED, READY, SETUP, SETUP_FAILED
+from safespawn._worker.messages import LEVELS, RAISED, READY, RECEIVE_BYTES, SETUP, SETUP_FAILED, read_long
 from safespawn._worker.payload import pack
 from safespawn._worker.raised import pack_error
 from safespawn._worker.stdio import flush_stdio
@@ -41,6 +46,7 @@ class Supervised(Worker):
     """
 
     is_ready = False
+    levels_seen = 0  # so many times it was sent the levels of its loggers, and has taken them
     asks = False  # whether it is to stop: then it ends by itself
 
     def serve(self) -> int:
@@ -72,6 +78,7 @@ class Supervised(Worker):
             self.send(SETUP_FAILED, pack_error(error))
             return 1
         within.ward = self
+        self.follow_levels()
         if body["ready"] == "started":
             self.say_ready(None)
         code = self.call(target, arguments, keywords)
@@ -132,6 +139,63 @@ class Supervised(Worker):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os._exit(128 + signal.SIGTERM)
 
+    # --- the levels of loggers ---------------------------------------------------------------------------------------
+    def follow_levels(self) -> None:
+        """
+        Take the application's levels when they change: with each record, beat, and question whether it is to stop. No
+        thread waits for them, which would make this a process that had better not fork.
+        """
+        from safespawn._worker import logs
+
+        self.reading = threading.Lock()  # who has it reads the task socket; nobody waits for it
+        self.levels_seen = self.cells[journal.LEVELS]
+        for handler in logs.logging.getLogger().handlers:
+            if isinstance(handler, logs.Relay):
+                handler.running = self.no_task
+
+    def no_task(self) -> int:
+        """
+        The number of the task that a record belongs to.
+        """
+        self.look_for_levels()
+        return 0
+
+    def look_for_levels(self) -> None:
+        """
+        Take them, if there are any. Costs as much as to read a number.
+        """
+        if self.cells[journal.LEVELS] != self.levels_seen:
+            self.take_levels()
+
+    def take_levels(self) -> bool:
+        """
+        Take what the application has sent. Says whether it could be looked at: another thread may be at it, or what a
+        signal's handler has interrupted; and to a forked copy nothing was sent.
+        """
+        if self.is_copy or not self.reading.acquire(blocking=False):
+            return False
+        from safespawn._worker import logs
+
+        try:
+            self.levels_seen = self.cells[journal.LEVELS]
+            while words := self.words_nowait():
+                if words[0] == LEVELS:
+                    logs.set_levels(marshal.loads(memoryview(words)[1:]))  # noqa: S302 - the application's own words
+        finally:
+            self.reading.release()
+        return True
+
+    def words_nowait(self) -> bytes:
+        """
+        The next message; empty if there is none.
+        """
+        flags = _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
+        try:
+            data, ancillary, _, _ = self.connection.recvmsg(RECEIVE_BYTES, _socket.CMSG_SPACE(4), flags)
+        except OSError:
+            return b""
+        return read_long(array.array("i", ancillary[0][2])[0]) if ancillary else data
+
     # --- what the function calls -------------------------------------------------------------------------------------
     def say_ready(self, value: Any) -> None:
         """
@@ -153,6 +217,7 @@ class Supervised(Worker):
         """
         self.cells[journal.SINCE_NS] = time.monotonic_ns()
         self.cells[journal.ITEM] += 1
+        self.look_for_levels()
 
     def await_stop(self, timeout: float | None) -> bool:
         """
@@ -160,11 +225,16 @@ class Supervised(Worker):
         """
         self.asks = True
         look = select.poll()
-        look.register(self.connection.fileno(), select.POLLRDHUP)
+        look.register(self.connection.fileno(), select.POLLRDHUP | select.POLLIN)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
-            if look.poll(min(left, WAIT_SECONDS) * 1000):
-                return True
-            if left <= WAIT_SECONDS:
-                return False
+            for _, found in look.poll(min(left, WAIT_SECONDS) * 1000):
+                if found & ~select.POLLIN:
+                    return True
+                if not self.take_levels():  # not here
+                    look.modify(self.connection.fileno(), select.POLLRDHUP)
+                break
+            else:
+                if left <= WAIT_SECONDS:
+                    return False

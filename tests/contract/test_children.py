@@ -743,6 +743,259 @@ def test_a_callback_that_raises(monkeypatch):
     assert told == [ZeroDivisionError] * 5  # starting, the line, ready, stopping, exited
 
 
+@pytest.mark.parametrize("wish", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+async def test_a_callback_that_wants_to_exit(face, monkeypatch, wish):
+    """sys.exit() in on_event, on_line or a function that says ready is told as any error, and the children go on."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
+
+    def leave(*_):
+        raise wish
+
+    async with keeping(face, on_event=leave) as kept:
+        command = ["sh", "-c", "echo a; exec sleep 1000"]
+        child = await kept.start("x", command, on_line=leave, ready=re.compile("a"), backoff=QUICK)
+        os.kill(child.pid, signal.SIGKILL)
+        for _ in range(2):
+            await kept.until("Ready")
+        assert child.state == "up"
+        with pytest.raises(ChildFailed) as caught:
+            await kept.start("y", PLAIN, ready=leave)
+        assert caught.value.__cause__ is wish
+    assert child.state == "done"
+    assert set(told) == {wish}
+
+
+@pytest.mark.parametrize("how", ["served", "left", "never left"])
+def test_closed_by_a_callback(how):
+    """close() in on_event returns at once; then threads and children end in order, and all the rest, as ever."""
+    order, stop, stopping, closed = [], threading.Event(), threading.Event(), threading.Event()
+
+    def on_event(event):
+        kind = type(event).__name__
+        if kind in ("Stopping", "Exited"):
+            order.append(f"{kind} {event.child}")
+        if kind == "Stopping":
+            stopping.set()
+        if (kind, event.child) == ("Exited", "c") and not closed.is_set():
+            supervisor.close()
+            supervisor.close()
+            order.append("closed")
+            closed.set()
+
+    def ask():
+        closed.wait(SECONDS)
+        stopping.wait(0.3)  # not before the threads have ended, whoever leaves the block meanwhile
+        order.append("thread")
+        stop.set()
+
+    supervisor = safespawn.Supervisor("app", guard="off", on_event=on_event)
+    supervisor.thread(stop.wait, name="t", stop=ask)
+    supervisor.__enter__()
+    children = [supervisor.start(name, PLAIN) for name in "ab"]
+    children.append(supervisor.start("c", ["sh", "-c", "sleep 0.1; exit 3"], restart="never"))
+    if how == "left":
+        assert closed.wait(SECONDS)
+    else:
+        assert supervisor.serve(timeout=SECONDS) is None
+    if how == "never left":
+        supervisor._closer.join(SECONDS)
+    else:
+        supervisor.__exit__(None, None, None)
+    assert [each.state for each in children] == ["done"] * 3
+    assert order[0] == "Exited c"
+    assert order.index("closed") < order.index("thread") < order.index("Stopping b")
+    assert [each for each in order if each[-1] in "ab"] == ["Stopping b", "Exited b", "Stopping a", "Exited a"]
+    assert supervisor._engine.closed
+    with pytest.raises(errors.ClosedError):
+        supervisor.start("d", PLAIN)
+
+
+async def test_an_event_loop_closed_by_a_callback(async_face):
+    """close() in on_event returns at once; the children are stopped in order, serve returns, leaving does the rest."""
+    order = []
+
+    def on_event(event):
+        order.append(f"{type(event).__name__} {event.child}")
+        if order[-1] == "Ready b":
+            kept.supervisor.close()
+            order.append("closed")
+
+    async with keeping(async_face, on_event=on_event) as kept:
+        child = await kept.start("a", PLAIN)
+        other = await kept.start("b", PLAIN)
+        with anyio.fail_after(SECONDS):
+            assert await kept.supervisor.serve() is None
+        assert (child.state, other.state) == ("done", "done")
+        with pytest.raises(errors.ClosedError):
+            await kept.start("c", PLAIN)
+        kept.supervisor.close()
+    kept.supervisor.close()
+    assert order[order.index("Ready b") :] == ["Ready b", "closed", "Stopping b", "Exited b", "Stopping a", "Exited a"]
+    never_entered = safespawn.AsyncSupervisor(guard="off")
+    never_entered.close()
+    with pytest.raises(errors.ClosedError):
+        await never_entered.__aenter__()
+
+
+def test_stopped_by_a_callback():
+    """stop() and restart() in on_event ask, and return at once; with a time limit, which is kept."""
+    said, children = [], {}
+
+    def on_event(event):
+        if (type(event).__name__, event.child) == ("Ready", "trigger"):
+            said.append(children["deaf"].stop(0.1))
+            said.append(children["other"].restart())
+            with pytest.raises(errors.WaitInCallback):
+                children["other"].stacks()
+
+    with safespawn.Supervisor(guard="off", on_event=on_event) as inner:
+        events = inner.events()
+        deaf = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"]
+        children["deaf"] = inner.start("deaf", deaf, stop_timeout=LONG, ready=re.compile("up"))
+        children["other"] = inner.start("other", PLAIN)
+        first = children["other"].pid
+        inner.start("trigger", PLAIN)
+        exited = {until(events, "Exited").child for _ in range(2)}
+        assert exited == {"deaf", "other"}
+        becomes(lambda: children["other"].pid not in (None, first))
+        assert said == [None, None]
+        becomes(lambda: children["deaf"].state == "done")
+
+
+async def test_asked_to_stop_by_a_callback(face):
+    """request_stop() asks, and returns at once, on every face; its time limit is kept."""
+    said = []
+
+    def on_event(event):
+        if (type(event).__name__, event.child) == ("Ready", "b"):
+            said.append(child.request_stop(0.1))
+
+    async with keeping(face, on_event=on_event) as kept:
+        deaf = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"]
+        child = await kept.start("a", deaf, stop_timeout=LONG, ready=re.compile("up"))
+        other = await kept.start("b", PLAIN)
+        assert (await kept.until("Exited")).child == "a"
+        assert said == [None]
+        await kept.call(child.stop)
+        assert (child.state, other.state) == ("done", "up")
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+async def test_children_that_have_ended_are_forgotten(face, monkeypatch):
+    """The newest are kept; whoever has one of the others may ask it, and stop it, but not start it again."""
+    monkeypatch.setattr(keeper, "KEPT_CHILDREN", 3)
+    async with keeping(face, strategy="one_for_all", restarts=LONG) as kept:
+        first = await kept.start("first", PLAIN, restart="never")
+        goes_on = await kept.start("goes on", PLAIN)
+        children = []
+        for number in range(5):
+            children.append(await kept.start(f"child {number}", ["true"], restart="never"))
+            await kept.until("Exited")
+        os.kill(first.pid, signal.SIGKILL)
+        await kept.until("Exited", "first")
+        await kept.call(goes_on.restart)
+        figures = await kept.supervisor.astatistics() if face.is_async else kept.supervisor.statistics()
+        assert [each["name"] for each in figures["children"]] == ["first", "goes on", "child 3", "child 4"]
+        assert (figures["forgotten"], figures["events"]["exited"]) == (3, 7)
+        gone = children[0]
+        assert (gone.name, gone.state, gone.pid, gone.restarts) == ("child 0", "done", None, 0)
+        assert gone.statistics()["last_event"] == "exited"
+        await kept.call(gone.stop)
+        with pytest.raises(errors.ClosedError, match="child 0"):
+            await kept.call(gone.restart)
+        again = await kept.start("child 0", PLAIN)
+        with pytest.raises(errors.ClosedError):
+            await kept.call(gone.restart)
+        assert (again.state, gone.state) == ("up", "done")
+
+
+def test_a_timer_of_days_keeps_no_process(supervisor):
+    """What is left of a process goes when the next one has come, however long its times are."""
+    times = {"ready_timeout": 1e9, "stop_timeout": 1e9, "backoff": safespawn.Backoff(reset_after=1e9)}
+    child = supervisor.start("x", PLAIN, **times)
+    runs = []
+    for _ in range(3):
+        runs.append(weakref.ref(child._charge.run))
+        child.restart()
+    becomes(lambda: gc.collect() is not None and [run() for run in runs[:-1]] == [None, None])
+
+
+# --- what needs too much ---------------------------------------------------------------------------------------------
+async def test_memory_max_below_what_a_child_needs(face):
+    """A child that is too large as soon as it is ready is replaced a few times, and then given up, in words."""
+    with pytest.raises(ChildrenGaveUp, match="failed more than 2 times") as caught:
+        async with keeping(face, restarts=2) as kept:
+            child = await kept.start("x", PLAIN, memory_max=4096, hang_after=0.2, backoff=QUICK)
+            first = child.pid
+            if face.is_async:
+                await anyio.sleep(LONG)
+            else:
+                kept.supervisor.serve()
+    assert len(caught.value.exceptions) == 3
+    assert child.pid != first
+    for error in caught.value.exceptions:
+        assert (type(error), error.end) == (ChildFailed, "outgrown")
+        assert "child 'x' needs more memory than its memory_max" in str(error)
+        assert "after it was ready, and memory_max is 4,096" in str(error)
+
+
+def test_memory_max_below_what_a_child_needs_degraded(caplog):
+    """With give_up="degrade" it is left down, and the log says why."""
+    with safespawn.Supervisor(guard="off", restarts=1, give_up="degrade") as inner:
+        events = inner.events()
+        child = inner.start("x", PLAIN, memory_max=4096, hang_after=0.2, backoff=QUICK)
+        assert until(events, "Exited").end == "recycled"
+        assert until(events, "Exited").end == "outgrown"
+        until(events, "GaveUp")
+        assert (child.state, child.pid) == ("given-up", None)
+    assert any("needs more memory than its memory_max" in record.getMessage() for record in caplog.records)
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("task", ["asks_and_logs", "beats_and_logs", "only_logs", "logs_beside_a_copy"])
+def test_a_running_function_takes_new_levels(supervisor, task):
+    """Each change of levels here reaches a function that runs, when it asks, beats or logs; and once."""
+    chatty = logging.getLogger("chatty")
+    heard, handler = queue.SimpleQueue(), logging.Handler()
+    handler.emit = lambda record: heard.put(record.levelname)
+    chatty.addHandler(handler)
+    before = chatty.level
+    try:
+        chatty.setLevel(logging.ERROR)
+        child = supervisor.start("x", getattr(child_tasks, task), ready="notify")
+        for count, level in enumerate(("INFO", "DEBUG"), 1):
+            chatty.setLevel(level)
+            while heard.get(timeout=SECONDS) != level:
+                pass
+            assert child._charge.run.worker.journal.cells[journal.LEVELS] == count
+    finally:
+        chatty.setLevel(before)
+        chatty.removeHandler(handler)
+
+
+def test_levels_that_nobody_reads(supervisor, monkeypatch):
+    """A function that takes no levels is told no more when its socket is full, and the word to stop comes past them."""
+    events = supervisor.events()
+    child = supervisor.start("x", child_tasks.never_reads, ready="notify")
+    run = child._charge.run
+    done = threading.Event()
+
+    def fill():
+        for number in range(10_000):
+            before = run.levels
+            run.tell_levels((0, {"root": 30, "x" * 1000: number}))
+            if run.levels is before:
+                break
+        done.set()
+
+    supervisor._family.keeper.call(fill)
+    assert done.wait(SECONDS)
+    assert 0 < run.worker.journal.cells[journal.LEVELS] < 10_000
+    child.stop()
+    assert until(events, "Exited").returncode == -signal.SIGTERM
+
+
 def test_children_may_be_declared():
     """A declared child is started when its supervisor is entered, before the declared threads."""
     supervisor = safespawn.Supervisor(guard="off")

@@ -130,6 +130,51 @@ def beats(count):
     time.sleep(1000)
 
 
+def says_and_is_killed():
+    safespawn.ready()
+    sys.excepthook = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    raise LookupError("last words")
+
+
+def talk():
+    logging.getLogger("chatty").info("more")
+    logging.getLogger("chatty").debug("all")
+
+
+def asks_and_logs():
+    thread = threading.Thread(target=beats_and_logs, args=(int,), daemon=True)
+    thread.start()
+    safespawn.stop_requested(1000.0)
+
+
+def beats_and_logs(beat=safespawn.beat):
+    safespawn.ready()
+    while True:
+        beat()
+        talk()
+        time.sleep(0.02)
+
+
+def only_logs():
+    safespawn.ready()
+    while True:
+        logging.getLogger("chatty.loud").error("loud")
+        talk()
+        time.sleep(0.02)
+
+
+def logs_beside_a_copy():
+    if os.fork() == 0:
+        safespawn.stop_requested(1000.0)
+        os._exit(0)
+    beats_and_logs()
+
+
+def never_reads():
+    safespawn.ready()
+    time.sleep(1000)
+
+
 def unready_value():
     safespawn.ready(threading.Lock())
 
