@@ -341,7 +341,7 @@ class Charge:
         Effect: in some time its earlier failures are forgotten; and it is watched from now on.
         """
         assert self.run is not None  # noqa: S101 - it is ready
-        self.keeper.later_for(self.terms.backoff.reset_after, self.run.settle)
+        self.run.later(self.terms.backoff.reset_after, self.run.settle)
         self.keeper.watch_over(self)
 
     def forget_failures(self) -> None:

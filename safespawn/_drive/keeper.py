@@ -30,7 +30,7 @@ from safespawn._core.terms import Terms
 from safespawn._drive import levels, orphans, vigil
 from safespawn._drive.charge import Charge, Starter
 from safespawn._drive.ledger import Ledger
-from safespawn._drive.pump import Pump
+from safespawn._drive.pump import Pump, Timer
 from safespawn._drive.relay import SLOW_SECONDS, Wait, relay, report
 from safespawn._worker.notice import notify, watchdog_seconds
 from safespawn.child_errors import ChildrenGaveUp, how_it_ended
@@ -160,24 +160,11 @@ class Keeper:
         """
         self.pump.call_soon(action)
 
-    def later(self, seconds: float, action: Callable[[], object]) -> None:
+    def later(self, seconds: float, action: Callable[[], object]) -> Timer:
         """
-        Do *action* in some time, unless all is over by then.
+        Do *action* in some time, unless all is over by then, or it is called off.
         """
-        self.pump.call_at(time.monotonic() + seconds, functools.partial(self._do, action))
-
-    def later_for(self, seconds: float, method: Callable[[], object]) -> None:
-        """
-        `later`, for a method of something that need not live so long: a timer of days keeps no process's remains.
-        """
-        found = weakref.WeakMethod(method)
-
-        def do() -> None:
-            alive = found()
-            if alive is not None:
-                alive()
-
-        self.later(seconds, do)
+        return self.pump.call_at(time.monotonic() + seconds, functools.partial(self._do, action))
 
     def _do(self, action: Callable[[], object]) -> None:
         if not self.over:

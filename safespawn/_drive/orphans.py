@@ -107,7 +107,7 @@ class Orphanage:
     def __init__(self) -> None:
         ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
         self.kin: Kin = Kin.of(os.getpid(), os.getsid(0), ticks)
-        self.reaped = 0
+        self.reaped: int = 0
         self._seen: frozenset[Zombie] = frozenset()
 
     def look(self) -> None:

@@ -24,6 +24,18 @@ from safespawn._core.flow import Flow, Want
 
 Handler = Callable[[int], object]
 WAIT_SECONDS = 86_400.0  # in one call: epoll_wait(2) takes no more than 24 days, and what is due may be due never
+CALLED_OFF = 100  # timers that stay for the time at which they would have been due; arbitrary
+
+
+class Timer:
+    """
+    Something to be done at a time; nothing any more once it is done, or called off.
+    """
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action: Callable[[], object] | None = action
 
 
 class Pump:
@@ -46,7 +58,8 @@ class Pump:
         self.epoll.register(self.wake_fd, select.EPOLLIN)
         self.stopped: bool = False
         self._soon: deque[Callable[[], object]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._called_off = 0  # of them
         self._numbers = itertools.count()
         self._flows: dict[Running, None] = {}
         self._waits: dict[int, list[Running]] = {}  # by descriptor: the flows that wait for it
@@ -70,11 +83,29 @@ class Pump:
                 return  # closed already
 
     # --- time and other threads --------------------------------------------------------------------------------------
-    def call_at(self, when: float, action: Callable[[], object]) -> None:
+    def call_at(self, when: float, action: Callable[[], object]) -> "Timer":
         """
         Do *action* at the monotonic time *when*. Only where the pump runs.
+
+        Returns:
+            What `call_off` takes.
         """
-        heapq.heappush(self._timers, (when, next(self._numbers), action))
+        timer = Timer(action)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
+    def call_off(self, timer: "Timer") -> None:
+        """
+        Do not do it, if that was still to come. Only where the pump runs.
+        """
+        if timer.action is None:
+            return
+        timer.action = None
+        self._called_off += 1
+        if self._called_off > CALLED_OFF and 2 * self._called_off > len(self._timers):
+            self._timers = [each for each in self._timers if each[2].action is not None]
+            heapq.heapify(self._timers)
+            self._called_off = 0
 
     def call_soon(self, action: Callable[[], object]) -> None:
         """
@@ -184,7 +215,12 @@ class Pump:
             return
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            self._call(heapq.heappop(self._timers)[2])
+            timer = heapq.heappop(self._timers)[2]
+            action, timer.action = timer.action, None
+            if action is None:
+                self._called_off -= 1
+            else:
+                self._call(action)
         for running in [each for each in self._flows if each.want[1] is not None and each.want[1] <= now]:
             if running in self._flows:
                 try:

@@ -14,6 +14,7 @@ import marshal
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safespawn._core import restart, upkeep
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from safespawn._drive.charge import Charge
     from safespawn._drive.keeper import Keeper
     from safespawn._drive.levels import Levels
+    from safespawn._drive.pump import Timer
 
 T = TypeVar("T")
 NEWS_SECONDS = 6.0  # for the zygote's word on how it ended; a little over that one's own limit
@@ -110,6 +112,7 @@ class Run:
         self._held: list[bytes] = []  # a message that waits for the records before it
         self._starting: Any = None  # the flow that starts it
         self._lifeline = -1  # a command's, while it is watched
+        self._timers: list[Timer] = []
 
     def __repr__(self) -> str:
         return f"<run {self.number} of {self.terms.name!r}, {self.machine.state}>"
@@ -126,6 +129,12 @@ class Run:
         Something has happened.
         """
         return self.machine.send(event, self)
+
+    def later(self, seconds: float, action: Callable[[], object]) -> None:
+        """
+        Do *action* in some time, unless this process is gone by then: no timer of days keeps what is left of it.
+        """
+        self._timers.append(self.keeper.later(seconds, action))
 
     # --- the start ---------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -178,7 +187,7 @@ class Run:
         Effect: it may be started at this moment, and then it is ended in order; but who starts it may be stopped.
         """
         seconds = min(PATIENCE_SECONDS, self.keeper.grace(self.terms.stop_timeout))
-        self.keeper.later(seconds, functools.partial(self.send, upkeep.UNANSWERED))
+        self.later(seconds, functools.partial(self.send, upkeep.UNANSWERED))
 
     def cancel_start(self) -> None:
         """
@@ -217,7 +226,7 @@ class Run:
             return
         if message is None:
             child.connection.zygote.died()
-            self.keeper.later(ORPHAN_SECONDS, self._end_orphan)
+            self.later(ORPHAN_SECONDS, self._end_orphan)
 
     def _end_orphan(self) -> None:
         if self.state in upkeep.ALIVE:
@@ -247,7 +256,7 @@ class Run:
         """
         Effect: find out when it is ready, within its time.
         """
-        self.keeper.later_for(self.terms.ready_timeout, self._late)
+        self.later(self.terms.ready_timeout, self._late)
         if self.probing is not None:
             try:
                 self.probing.start()
@@ -400,10 +409,7 @@ class Run:
         Effect: give it its time.
         """
         seconds = self.keeper.grace(self.terms.stop_timeout)
-        self.keeper.later_for(seconds, self._grace_over)
-
-    def _grace_over(self) -> None:
-        self.send(upkeep.GRACE_OVER)
+        self.later(seconds, functools.partial(self.send, upkeep.GRACE_OVER))
 
     def dump(self) -> None:
         """
@@ -458,7 +464,7 @@ class Run:
         """
         Effect: even SIGKILL may not end a process that sleeps in the kernel.
         """
-        self.keeper.later(KILL_SECONDS, functools.partial(self.send, upkeep.STUCK))
+        self.later(KILL_SECONDS, functools.partial(self.send, upkeep.STUCK))
 
     # --- the end -----------------------------------------------------------------------------------------------------
     def bury(self) -> None:
@@ -482,7 +488,8 @@ class Run:
                 self.left += swept
                 yield {}, time.monotonic() + SWEEP_SECONDS
             yield from self._answered_flow(child, release_flow(child))
-        except (SafespawnError, OSError, EOFError):  # the zygote or the template has gone, or is stopped
+        except (SafespawnError, OSError, EOFError):  # the zygote or the template has gone, is stopped or busy
+            self._kill_group()  # of what it would sweep up
             if child.status is None:
                 child.status = kernels_word(child.pid, child.pidfd, self.born)
         if self.lines is not None:
@@ -498,7 +505,6 @@ class Run:
             yield from self._answered_flow(child, exit_flow(child, began + NEWS_SECONDS))
         if child.status is None:
             child.connection.zygote.suspect()
-            self._kill_group()
             raise child.unresponsive("exited, status unknown", time.monotonic() - began)
 
     def _answered_flow(self, child: Child, flow: Flow[T]) -> Flow[T]:
@@ -523,15 +529,13 @@ class Run:
     def _check_answers(self, child: Child, began: float) -> None:
         """
         Do not wait for a zygote or template that is stopped; nor for a template that has been importing something for
-        another child since before this began. What it would sweep up is killed here, as far as it is in the group, and
-        the rest by itself, once it can.
+        another child since before this began. It is told to kill what is left, once it can.
         """
         zygote, now = child.connection.zygote, time.monotonic()
         if zygote.is_stopped():
             zygote.suspect()
         elif not zygote.is_busy or now < began + LOOK_SECONDS:
             return
-        self._kill_group()
         with contextlib.suppress(OSError):
             child.connection.send((wire.KILL, int(signal.SIGKILL), True))
         raise child.unresponsive("exited, status unknown", now - began)
@@ -659,6 +663,8 @@ class Run:
         self.charge.on_run_over(self)
 
     def _tell_exit(self) -> None:
+        while self._timers:
+            self.keeper.pump.call_off(self._timers.pop())
         self.keeper.tell(
             "exited", self.terms.name, self.pid,
             end=self.end, returncode=self.returncode, duration=round(time.monotonic() - self.began, 6),

@@ -145,11 +145,13 @@ class Supervised(Worker):
         Take the application's levels when they change: with each record, beat, and question whether it is to stop. No
         thread waits for them, which would make this a process that had better not fork.
         """
+        import logging
+
         from safespawn._worker import logs
 
         self.reading = threading.Lock()  # who has it reads the task socket; nobody waits for it
         self.levels_seen = self.cells[journal.LEVELS]
-        for handler in logs.logging.getLogger().handlers:
+        for handler in logging.getLogger().handlers:
             if isinstance(handler, logs.Relay):
                 handler.running = self.no_task
 

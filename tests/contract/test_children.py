@@ -910,6 +910,19 @@ async def test_children_that_have_ended_are_forgotten(face, monkeypatch):
         assert (again.state, gone.state) == ("up", "done")
 
 
+def test_no_more_than_a_hundred_are_kept(supervisor):
+    """However many have ended, the statistics tell of the newest hundred, and how many there were before."""
+    events = supervisor.events()
+    for number in range(130):
+        supervisor.start(str(number), ["true"], restart="never")
+    for _ in range(130):
+        until(events, "Exited")
+    becomes(lambda: supervisor.statistics()["forgotten"] == 30)
+    figures = supervisor.statistics()
+    assert len(figures["children"]) == keeper.KEPT_CHILDREN == 100
+    assert figures["events"]["exited"] == 130
+
+
 def test_a_timer_of_days_keeps_no_process(supervisor):
     """What is left of a process goes when the next one has come, however long its times are."""
     times = {"ready_timeout": 1e9, "stop_timeout": 1e9, "backoff": safespawn.Backoff(reset_after=1e9)}

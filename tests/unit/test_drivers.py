@@ -12,6 +12,7 @@ from safespawn._core.flow import READ, WRITE
 from safespawn._drive.async_driver import adrive
 from safespawn._drive.blocking import drive
 from safespawn._drive.interrupts import hold
+from safespawn._drive.pump import Pump
 
 
 def blocking(flow):
@@ -259,3 +260,27 @@ def test_other_threads_touch_no_handler(python_handler):
     thread.start()
     thread.join()
     assert seen == [None, signal.default_int_handler]
+
+
+def test_a_timer_that_was_called_off():
+    """It does nothing, also in the turn in which it is due; many of them make room at once, however far off."""
+    pump, done = Pump(print), []
+    try:
+        now = time.monotonic()
+        first = pump.call_at(now, lambda: pump.call_off(second))
+        second = pump.call_at(now, lambda: done.append("second"))
+        pump.call_at(now, lambda: done.append("third"))
+        pump.turn([])
+        assert done == ["third"]
+        pump.call_off(first)  # done already
+        timers = [pump.call_at(now + 1e9, print) for _ in range(1000)]
+        pump.call_at(now, lambda: done.append("last"))
+        for timer in timers:
+            pump.call_off(timer)
+            pump.call_off(timer)
+        assert len(pump._timers) <= 101
+        pump.turn([])
+        assert done == ["third", "last"]
+        assert pump._called_off == len(pump._timers)
+    finally:
+        pump.close()
