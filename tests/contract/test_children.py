@@ -743,11 +743,11 @@ def test_a_callback_that_raises(monkeypatch):
     assert told == [ZeroDivisionError] * 5  # starting, the line, ready, stopping, exited
 
 
-@pytest.mark.parametrize("wish", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+@pytest.mark.parametrize("wish", [SystemExit, KeyboardInterrupt])
 async def test_a_callback_that_wants_to_exit(face, monkeypatch, wish):
     """sys.exit() in on_event, on_line or a function that says ready is told as any error, and the children go on."""
     told = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
 
     def leave(*_):
         raise wish
@@ -761,7 +761,7 @@ async def test_a_callback_that_wants_to_exit(face, monkeypatch, wish):
         assert child.state == "up"
         with pytest.raises(ChildFailed) as caught:
             await kept.start("y", PLAIN, ready=leave)
-        assert caught.value.__cause__ is wish
+        assert type(caught.value.__cause__) is wish
     assert child.state == "done"
     assert set(told) == {wish}
 
