@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 5.0  # how long leaving may take before everything is killed; SIGTERM's grace is a part of it
 _CENSUS_SECONDS = 2.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # what asks a program to end
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # what asks a program to end; who sees that the last is heard knows of both
 LOOK_SECONDS = 0.005  # between an event loop's looks at what a thread does: it cannot wait for it
 
 
