@@ -396,7 +396,7 @@ class Supervisor(Runner):
 
     def recent_events(self) -> "list[Event]":
         """
-        What happened to the children lately, a thousand events at most.
+        What happened to the children lately, 250 events at most.
         """
         return [] if self._family is None else list(self._family.keeper.history)
 

@@ -36,7 +36,8 @@ from safespawn._worker.notice import notify, watchdog_seconds
 from safespawn.child_errors import ChildrenGaveUp, how_it_ended
 from safespawn.errors import BadArgument, BrokenError, ClosedError
 
-KEPT_EVENTS = 1000
+KEPT_EVENTS = 250  # for whoever looks back; an event with stacks or an error in it takes some kilobytes
+UNREAD_EVENTS = 1000  # for one reader, until the oldest are dropped
 KEPT_CHILDREN = 100  # that have ended, of ten kilobytes each; arbitrary: who wants to know of one has it, or its events
 RUNG_SECONDS = 0.5  # beside its grace, for what a stopping child costs: stacks, SIGKILL, burial
 HURRY_SECONDS = 0.2  # for a child to end by SIGTERM, when whoever waits has lost patience
@@ -66,7 +67,7 @@ class Feed:
         """
         One more.
         """
-        if len(self.events) >= KEPT_EVENTS:
+        if len(self.events) >= UNREAD_EVENTS:
             self.events.popleft()
             self.dropped += 1
         self.events.append(event)
