@@ -7,7 +7,8 @@ import pytest
 
 from support.children import ENV
 
-HANG_SECONDS = 6  # twice what the others may take on a busy machine, and below the ten after which the first one fails
+HANG_SECONDS = 7  # below the ten after which the first one fails
+SOON_SECONDS = 5  # for the others, which take one; without what is tested they take as long as the first
 OTHERS = 6
 PROGRAM = """
 import os, sys, threading, time
@@ -48,5 +49,5 @@ def test_starts_behind_one_that_hangs_go_to_another_zygote(point, tmp_path):
     assert done.returncode == 0, done.stderr
     *others, first = map(float, done.stdout.split())
     assert len(others) == OTHERS
-    assert max(others) < HANG_SECONDS / 2 < HANG_SECONDS <= first
+    assert max(others) < SOON_SECONDS < HANG_SECONDS <= first
     assert (tmp_path / "log").read_text() == "ran\n" * OTHERS
