@@ -114,5 +114,7 @@ def install(how: "tuple[str, str] | None") -> None:
     Put the stand-in where `__main__` is looked for, and under the name that a process which is a worker itself has for
     it.
     """
-    if isinstance(sys.modules.get(NAME), (LazyMain, type(None))):
+    known = sys.modules.get(NAME)
+    # Or multiprocessing, which a .pth file or a sitecustomize may have imported here, has put this process's own there.
+    if known is None or getattr(known, "__name__", None) == "__main__":
         sys.modules["__main__"] = sys.modules[NAME] = LazyMain(how)

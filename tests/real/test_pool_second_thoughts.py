@@ -1,5 +1,6 @@
 """What a second look at the pools found: imports that use pools, and signal handlers that end them."""
 
+import os
 import subprocess
 import sys
 
@@ -131,3 +132,28 @@ def test_a_pool_at_the_top_of_a_module_that_the_program_imports(tmp_path):
     assert code == 1
     assert "importing module 'shop'" in error
     assert "put the call into a function" in error
+
+
+def test_whoever_imports_multiprocessing_before_us_is_no_main_module(tmp_path):
+    """A sitecustomize does that in every Python process; a coverage tool's .pth file, too."""
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing\n", "utf-8")
+    program = """
+import safespawn
+
+def mine(number):
+    return number + 1
+
+if __name__ == "__main__":
+    process = safespawn.Process(target=mine, args=(1,))
+    process.start()
+    process.join()
+    with safespawn.Pool(1) as pool:
+        print(process.exitcode, pool.map(mine, [1]))
+"""
+    file = tmp_path / "program.py"
+    file.write_text(program, "utf-8")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), *filter(None, sys.path)))}
+    done = subprocess.run(
+        [sys.executable, str(file)], env=env, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0 [2]\n", "")
