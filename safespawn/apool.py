@@ -104,10 +104,11 @@ class AsyncPool(PoolBase):
             self._crew.warm()
             if self._eager is not None:
                 self._crew.start(main=muster.is_main(self._eager))
-        except BaseException as error:
+        except BaseException:
             self._crew.terminate()
             self._stop_pump()
-            await self._group.__aexit__(type(error), error, error.__traceback__)
+            self._group.cancel_scope.shield = True
+            await self._group.__aexit__(None, None, None)  # with the error it would raise a group around it
             raise
         return self
 

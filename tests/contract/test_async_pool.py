@@ -6,6 +6,7 @@
 # ruff: noqa: ASYNC110, ASYNC240 - what a worker does shows in files, which are looked at
 
 import asyncio
+import errno
 import functools
 import gc
 import os
@@ -18,6 +19,7 @@ from anyio.lowlevel import checkpoint
 
 import safespawn
 from safespawn import AsyncPool
+from safespawn._drive.crew import Crew
 from support import tasks
 from support.children import survivors
 
@@ -663,3 +665,16 @@ async def test_a_time_limit_that_has_passed_when_a_pool_is_entered(async_face):
             async with AsyncPool(1) as pool:
                 await pool.run(time.sleep, 1000)
         assert scope.cancelled_caught
+
+
+async def test_a_pool_that_cannot_be_entered_says_why(async_face, monkeypatch):
+    """The error itself, not a group around it; its task has ended, and its descriptors are closed."""
+
+    def warm(crew):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Crew, "warm", warm)
+    with anyio.fail_after(SOON):
+        with pytest.raises(OSError, match="Too many open files"):
+            async with AsyncPool(1):
+                pass
