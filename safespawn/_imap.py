@@ -142,11 +142,9 @@ class ResultIterator(Iterator[Any]):
         waiter = allocate_lock()
         waiter.acquire()
         with self._lock:
-            if self._arrived:
-                return
             self._crew.check_wait()
             self._waiter = waiter
-            if self._arrived:
+            if self._arrived:  # `arrive` may have looked for a waiter before
                 self._waiter = None
                 return
         left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
@@ -167,7 +165,10 @@ class ResultIterator(Iterator[Any]):
             return  # the input itself reads the results
         self._filling = True
         try:
-            self._draw()
+            if self._ready_input:
+                self._draw_together()
+            else:
+                self._draw_one_by_one()
         finally:
             self._filling = False
             if self._exhausted:
@@ -201,20 +202,22 @@ class ResultIterator(Iterator[Any]):
             itself.is_forgotten = True  # the reference itself is dead only after this
             self._crew.pump.call_soon(functools.partial(self._crew.close_input, self._key, forgotten=True))
 
-    def _draw(self) -> None:
+    def _draw_together(self) -> None:
+        tasks: list[Task] = []
+        while not self._exhausted and self._outside < self._window and (chunk := self._take_chunk()):
+            task = self._make(chunk)
+            if task is not None:
+                tasks.append(task)
+        if tasks:
+            self._submit(tasks)
+
+    def _draw_one_by_one(self) -> None:
         began = time.monotonic()
-        together: list[Task] = []
-        sequence = self._ready_input
         while not self._exhausted and self._outside < self._window:
-            before = 0.0 if sequence else time.monotonic()
+            before = time.monotonic()
             chunk = self._take_chunk()
             if not chunk:
                 break
-            if sequence:
-                task = self._make(chunk)
-                if task is not None:
-                    together.append(task)
-                continue
             now = time.monotonic()
             self._slow = now - before > SLOW_SECONDS
             task = self._make(chunk)
@@ -222,8 +225,6 @@ class ResultIterator(Iterator[Any]):
                 self._submit([task])
             if now - began > FILL_SECONDS or (self._slow and self._arrived):
                 break
-        if together:
-            self._submit(together)
 
     def _submit(self, tasks: list[Task]) -> None:
         try:
@@ -269,21 +270,22 @@ class ResultIterator(Iterator[Any]):
         """
         if not self._ordered:
             self._arrived.append((ok, value))
-            if self._waiter is None:  # `_wait` looks once more after it has set one
-                return
-        with self._lock:
-            if not self._ordered:
-                pass
-            elif number == self._next:
+        else:
+            with self._lock:
+                if number != self._next:
+                    self._early[number] = (ok, value)
+                    return
                 self._arrived.append((ok, value))
                 self._next += 1
                 early = self._early
                 while self._next in early:
                     self._arrived.append(early.pop(self._next))
                     self._next += 1
-            else:
-                self._early[number] = (ok, value)
-                return
+        if self._waiter is not None:  # `_wait` looks once more after it has set one
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
             waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.release()

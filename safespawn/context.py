@@ -149,9 +149,10 @@ class Popen:
             _popens.add(self)
 
     def _pickle(self, process: processes.BaseProcess) -> bytes:
-        chosen = _contexts._default_context._actual_context
+        is_chosen = _contexts._default_context._actual_context is not None
         data: dict[str, Any] = spawn.get_preparation_data(process.name)
-        _contexts._default_context._actual_context = chosen  # it asks for the default, which nobody has used by that
+        if not is_chosen:  # it asks for multiprocessing's default, which nobody has used by that
+            _contexts._default_context._actual_context = None
         for name in ("dir", "init_main_from_name", "init_main_from_path"):
             data.pop(name, None)  # it starts in our directory; the file is loaded when it is needed
         data["elsewhere"] = elsewhere.places()

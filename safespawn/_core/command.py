@@ -188,7 +188,7 @@ def unsupplied(error: OSError, spec: SpawnSpec) -> SafespawnError:
 
     unusable = error.errno == errno.EACCES and not os.access(sys.executable, os.X_OK)
     if unusable or error.errno in (errno.ENOENT, errno.ENOTDIR):  # no interpreter, or no /proc: not the command's doing
-        return BootError(str(error), executable=sys.executable)
+        return unbooted(error)
     stage = "fds" if error.errno in (errno.EMFILE, errno.ENFILE) else "zygote"
     return spawn_error(error.errno or errno.EIO, None, stage=stage, argv=spec.argv)
 

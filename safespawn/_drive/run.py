@@ -57,10 +57,14 @@ def without_frames(error: BaseException) -> BaseException:
     An error of a start, which the events keep: without its traceback, and those of its causes, each of which would keep
     a zygote, a template, an environment. One that is not ours nor the system's is a bug, and keeps them.
     """
-    each: BaseException | None = error
-    while isinstance(each, (SafespawnError, OSError)):
-        each.__traceback__ = None
-        each = each.__cause__ or each.__context__
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if isinstance(each, (SafespawnError, OSError)) and each not in seen:
+            each.__traceback__ = None
+            seen.append(each)
+            left += [each.__cause__, each.__context__]
     return error
 
 

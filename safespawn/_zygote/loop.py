@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WATCHED = select.EPOLLIN | select.EPOLLRDHUP
 HUNG_UP = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
-STALE_SECONDS = 0.2  # arbitrary
+STALE_SECONDS = 0.2  # after which what epoll has said is asked anew; arbitrary, a hundred times what an event takes
 
 
 class Loop:

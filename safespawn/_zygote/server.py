@@ -666,8 +666,6 @@ def is_hung_up(connection: "Any") -> bool:
     """
     Whether the other end of *connection* is closed, for writing at least.
     """
-    if connection is None:
-        return True
     look = select.poll()
     look.register(connection, HUNG_UP)
     return bool(look.poll(0))
