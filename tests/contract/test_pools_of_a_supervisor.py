@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -17,13 +18,20 @@ SECONDS = 20  # for what should take a moment
 ROUNDS = 8  # each worker may be seen to die before the pool hears of the end
 
 
+def becomes(condition):
+    """Wait until *condition* returns something true."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def busy_pools():
     """A pool and an executor with a task in each worker; and results that are waited for."""
     pool, executor = safespawn.Pool(2), safespawn.Executor(1)
     results = [pool.apply_async(pool_tasks.spin) for _ in range(3)]
     future = executor.submit(pool_tasks.spin)
-    while any(worker["state"] != "busy" for worker in pool.statistics()["workers"]):
-        pass
+    becomes(lambda: all(worker["state"] == "busy" for worker in pool.statistics()["workers"]))
     return pool, results, future
 
 
@@ -65,8 +73,7 @@ def test_a_caller_who_talks_to_its_worker_directly_is_told_too():
         caller = threading.Thread(target=call, args=(pool,))
         caller.start()
         begun.wait(SECONDS)
-        while pool.statistics()["workers"][0]["task"] is None:
-            pass
+        becomes(lambda: pool.statistics()["workers"][0]["task"])
     caller.join(SECONDS)
     assert [type(error) for error in errors] == [ClosedError]
 
@@ -99,8 +106,7 @@ def test_a_worker_that_goes_with_its_zygote_says_so(whom):
         (zygote,) = supervisor.statistics()["zygotes"]
         victim = zygote if whom == "zygote" else int(stat_fields(zygote)[1])
         result = pool.apply_async(pool_tasks.spin)
-        while pool.statistics()["workers"][0]["task"] is None:
-            pass
+        becomes(lambda: pool.statistics()["workers"][0]["task"])
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(safespawn.WorkerDied) as caught:
             result.get(SECONDS)

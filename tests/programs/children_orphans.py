@@ -14,18 +14,10 @@ import time
 
 import safespawn
 from safespawn._drive import orphans
+from support.children import state
 
 SECONDS = 30.0
 ORPHAN = "setsid sh -c 'sleep 0.1 & echo $!'"  # what it leaves is in a session that it does not lead
-
-
-def state(pid):
-    """The state letter of a process; None when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def becomes(condition):

@@ -25,7 +25,8 @@ with safespawn.Supervisor("app", guard="off"):
     del os.environ["SAFESPAWN_FAILPOINTS"]  # the zygotes to come are well
     first = threading.Thread(target=start, args=(["true"],))
     first.start()
-    time.sleep(0.2)  # it is in the zygote now, which hangs
+    while not os.path.exists(os.environ["SAFESPAWN_FAILPOINTS_LOG"]):  # until it is in the zygote, which hangs
+        time.sleep(0.01)
     note = ["sh", "-c", "echo ran >> " + sys.argv[1]]
     others = [threading.Thread(target=start, args=(note,)) for _ in range(int(sys.argv[2]))]
     for thread in others:

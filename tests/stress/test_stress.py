@@ -18,7 +18,7 @@ RESIDENT_KIB = 1024
 
 def test_a_killed_application_leaves_nobody():
     """After kill -9 of an application with 100 running commands, half of them stubborn, all are gone within 2 s."""
-    kill_many_times(ROUNDS, GONE_SECONDS, "fault_crowd", CROWD, crowd=CROWD)
+    kill_many_times(ROUNDS, GONE_SECONDS, "fault_crowd", CROWD, crowd=CROWD, says="ready")
 
 
 def test_ten_thousand_children_leave_the_zygote_as_it_was():

@@ -134,7 +134,7 @@ class Census:
         return left
 
 
-def kill_many_times(rounds, seconds, name, *arguments, crowd=0):
+def kill_many_times(rounds, seconds, name, *arguments, crowd=0, says=None):
     """
     Kill the program *name* when it says its first line, over and over: whoever it has started is gone *seconds* later.
 
@@ -144,12 +144,14 @@ def kill_many_times(rounds, seconds, name, *arguments, crowd=0):
         name: As for `Application`.
         *arguments: As for `Application`.
         crowd: So many processes at least that it has started.
+        says: What that first line is; None for anything.
     """
     took = []
     for _ in range(rounds):
         census = Census()
         with Application(name, *arguments, stdin=subprocess.PIPE) as app:
-            app.line(60)
+            line = app.line(60)
+            assert says in (None, line)
             assert len(census.strangers()) > crowd
             began = time.monotonic()
             app.signal()

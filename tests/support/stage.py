@@ -15,6 +15,23 @@ from safespawn._zygote import wire
 BEGAN = 100.0  # monotonic seconds
 
 
+class Lender:
+    """
+    Who takes connections back; what becomes of them is written down.
+    """
+
+    def __init__(self):
+        self.log = []
+
+    def give_back(self, connection):
+        assert connection is not None
+        self.log.append("given back")
+
+    def discard(self, connection):
+        assert connection is not None
+        self.log.append("discarded")
+
+
 class Zygote:
     """
     What a connection knows of its zygote; what it is told is written down.

@@ -17,7 +17,7 @@ from safespawn._core.spec import SpawnSpec
 from safespawn._core.status import CompletedProcess, decode_status, encode_status, struct_rusage
 from safespawn._core.transfer import Streams
 from safespawn._zygote import wire
-from support.stage import BEGAN, Stage, count_of, link, null_fds
+from support.stage import BEGAN, Lender, Stage, count_of, link, null_fds
 
 USAGE = tuple(range(16))
 PIPE, NULL = wire.PIPE, wire.NULL
@@ -31,13 +31,13 @@ class Ambient:
     ignored = ()
 
 
-class Engine:
+class Engine(Lender):
     """Lends the connections that it was given, and writes down what becomes of them."""
 
     def __init__(self, *stages, waits=False):
         self.stock = [stage.connection for stage in stages]
         self.waits = waits
-        self.log = []
+        super().__init__()
 
     def lease_nowait(self, *, detached=False):
         if self.waits:
@@ -50,13 +50,8 @@ class Engine:
         return self.stock.pop(0), Ambient
         yield
 
-    def give_back(self, connection):
-        assert connection is not None
-        self.log.append("given back")
-
     def discard(self, connection):
-        assert connection is not None
-        self.log.append("discarded")
+        super().discard(connection)
         connection.close()
 
 

@@ -13,29 +13,21 @@ from safespawn._core.process import Process
 from safespawn._core.spec import SpawnSpec
 from safespawn._core.transfer import Drain, Streams
 from safespawn._zygote import wire
-from support.stage import BEGAN, Stage, is_open, null_fds
+from support.stage import BEGAN, Lender, Stage, is_open, null_fds
 
 USAGE = tuple(range(16))
 
 
-class Engine:
+class Engine(Lender):
     """Says whether a process has ended, and writes down what becomes of connections and processes."""
 
     def __init__(self):
+        super().__init__()
         self.ended = False
-        self.log = []
 
     def is_readable(self, fd):
         assert isinstance(fd, int)
         return self.ended
-
-    def give_back(self, connection):
-        assert connection is not None
-        self.log.append("given back")
-
-    def discard(self, connection):
-        assert connection is not None
-        self.log.append("discarded")
 
     def adopt(self, process):
         self.log.append(("adopted", process.pid))
